@@ -1,0 +1,256 @@
+"""The agent: process of a container that turns frames into executions, each in its own sandbox."""
+
+import base64
+import fcntl
+import os
+import py_compile
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import seccomp
+from canary import CANARY
+from execution import Execution, Limits
+from frames import Frame, Lines, decode, encode
+from launcher import Launcher, prepare_process, read_proc
+from layout import Layout, make_etc
+from loop import WRITE, Loop
+
+VERSION = 1
+SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
+BOOT_RETRY_S = 0.1
+REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
+CHANNEL_FD = 900  # the channel's descriptors live out of the way of everything that is inherited
+
+
+class Agent:
+    """Executions by id, and the stock of sandboxes that wait for the next one.
+
+    An execution stays here, with its numbered output, until the orchestrator acknowledges its result.
+    """
+
+    def __init__(self, scratch: Path, workspace: Path) -> None:
+        self._scratch = scratch
+        self._workspace = workspace
+        self._loop = Loop()
+        self._lines = Lines()
+        self._out = bytearray()
+        self._writing = False
+        self._heard_at = time.monotonic()
+        self._session: str | None = None
+        self._canary: Any = None
+        self._hello: Frame | None = None
+        self._executions: dict[str, Execution] = {}
+        self._parts: dict[str, list[bytes]] = {}
+        self._stock: list[Launcher] = []
+        self._sweeps: list[Iterator[None]] = []
+
+    def run(self) -> None:
+        """Serve the channel until it closes or falls silent."""
+        self._in_fd = fcntl.fcntl(0, fcntl.F_DUPFD_CLOEXEC, CHANNEL_FD)
+        self._out_fd = fcntl.fcntl(1, fcntl.F_DUPFD_CLOEXEC, CHANNEL_FD)
+        null = os.open("/dev/null", os.O_RDWR)
+        os.dup2(null, 0)
+        os.dup2(null, 1)
+        os.close(null)
+        os.set_blocking(self._in_fd, False)
+        os.set_blocking(self._out_fd, False)
+        prepare_process()
+        self._loop.add(self._in_fd, self._receive)
+        self._loop.call_later(SILENCE_S / 10, self._watch_silence)
+        self._loop.run()
+
+    # --- channel
+
+    def _receive(self) -> None:
+        data = os.read(self._in_fd, 65536)
+        if not data:
+            sys.exit(0)
+        self._heard_at = time.monotonic()
+        for line in self._lines.feed(data):
+            if (frame := decode(line)) is not None:
+                handle = getattr(self, f"_on_{frame.get('type')}", None)
+                if handle is not None:
+                    handle(frame)
+
+    def _send(self, frame: Frame) -> None:
+        self._out += encode(frame)
+        if not self._writing:
+            self._write()
+
+    def _write(self) -> None:
+        try:
+            while self._out:
+                del self._out[: os.write(self._out_fd, self._out)]
+        except BlockingIOError:
+            pass
+        if self._writing != bool(self._out):
+            self._writing = not self._writing
+            if self._writing:
+                self._loop.add(self._out_fd, self._write, WRITE)
+            else:
+                self._loop.remove(self._out_fd)
+
+    def _watch_silence(self) -> None:
+        if time.monotonic() - self._heard_at > SILENCE_S:
+            sys.exit("no orchestrator spoke for 10 minutes")
+        self._loop.call_later(SILENCE_S / 10, self._watch_silence)
+
+    # --- frames
+
+    def _on_hello(self, frame: Frame) -> None:
+        self._hello = frame
+        if self._canary is not None:
+            self._greet()
+        elif not hasattr(self, "_limits"):
+            self._configure(frame["limits"])
+
+    def _on_ping(self, frame: Frame) -> None:
+        self._send({"type": "pong", "number": frame["number"]})
+
+    def _on_bind(self, frame: Frame) -> None:
+        if self._session is None:
+            self._session = frame["session"]
+        self._send({"type": "bound", "session": self._session})
+
+    def _on_part(self, frame: Frame) -> None:
+        self._parts.setdefault(frame["id"], []).append(base64.b64decode(frame["data"]))
+
+    def _on_execute(self, frame: Frame) -> None:
+        job = frame.get("job")
+        if job is None:
+            job = (decode(b"".join(self._parts.pop(frame["id"], []))) or {}).get("job")
+        if frame["id"] in self._executions or job is None:
+            return
+        execution = Execution(frame["id"], job, self._limits, self._loop, self._send, self._done)
+        self._executions[frame["id"]] = execution
+        self._begin(execution)
+        self._loop.call_later(REFILL_S, self._refill)
+
+    def _on_cancel(self, frame: Frame) -> None:
+        if execution := self._executions.get(frame["id"]):
+            execution.stop("cancelled")
+
+    def _on_ack(self, frame: Frame) -> None:
+        if (execution := self._executions.get(frame["id"])) and execution.result is not None:
+            del self._executions[frame["id"]]
+
+    def _on_resync(self, frame: Frame) -> None:
+        if execution := self._executions.get(frame["id"]):
+            execution.resend(frame["seq"])
+
+    # --- executions
+
+    def _begin(self, execution: Execution) -> None:
+        """Give the execution the sandbox that was booted first; boot one when there is none."""
+        if execution.result is not None:
+            return
+        try:
+            launcher = self._stock.pop(0) if self._stock else self._boot()
+        except OSError:  # no process or memory left for it just now; the execution's timeout ends the waiting
+            self._loop.call_later(BOOT_RETRY_S, lambda: self._begin(execution))
+            return
+        execution.start(launcher)
+
+    def _done(self, execution: Execution) -> None:
+        if execution.launcher is not None:
+            self._sweep(execution.launcher.scratch)
+        self._loop.call_later(0, self._refill)
+
+    def _refill(self) -> None:
+        while len(self._stock) < self._limits.preboot:
+            try:
+                launcher = self._boot()
+            except OSError as error:
+                print(f"no sandbox could be started: {error}", file=sys.stderr)
+                self._loop.call_later(BOOT_RETRY_S, self._refill)
+                return
+            launcher.on_end = lambda end, launcher=launcher: self._lost(launcher, end.message)  # type: ignore[misc]
+            self._stock.append(launcher)
+
+    def _boot(self) -> Launcher:
+        return Launcher(self._loop, self._layout, self._filter, bwrap=self._bwrap)
+
+    def _lost(self, launcher: Launcher, message: str) -> None:
+        """A waiting sandbox died: say why, and boot another after a pause."""
+        print(f"a waiting sandbox ended: {message}", file=sys.stderr)
+        self._stock.remove(launcher)
+        self._sweep(launcher.scratch)
+        self._loop.call_later(BOOT_RETRY_S, self._refill)
+
+    def _sweep(self, scratch: int) -> None:
+        self._sweeps.append(self._layout.remove_scratch(scratch))
+        if len(self._sweeps) == 1:
+            self._loop.call_later(0, self._step_sweeps)
+
+    def _step_sweeps(self) -> None:
+        """Clean up after executions, a little at a time: frames come first."""
+        try:
+            next(self._sweeps[0])
+        except StopIteration:
+            self._sweeps.pop(0)
+        except OSError as error:
+            print(f"scratch was not removed: {error}", file=sys.stderr)
+            self._sweeps.pop(0)
+        if self._sweeps:
+            self._loop.call_later(0, self._step_sweeps)
+
+    # --- self-test
+
+    def _configure(self, limits: Frame) -> None:
+        """Prepare the layout of all sandboxes, then send the canary through the full path."""
+        self._limits = Limits(**limits)
+        self._bwrap = shutil.which("bwrap") or "/usr/bin/bwrap"
+        self._filter = seccomp.program(os.uname().machine)
+        make_etc(self._scratch / "etc")
+        source = Path(__file__).with_name("bootstrap.py")
+        py_compile.compile(str(source), cfile=str(self._scratch / "bootstrap.pyc"), doraise=True)
+        alone = [name for _, name in socket.if_nameindex()] == ["lo"]
+        rlimits = self._limits.rlimits()
+        self._layout = Layout(self._scratch, self._workspace, share_network=alone, rlimits=rlimits)
+        job = {"code": CANARY, "handler": "canary", "timeout_s": 20.0}
+        execution = Execution("canary", job, self._limits, self._loop, lambda _frame: None, self._judge)
+        try:
+            execution.start(self._boot())
+        except OSError as error:
+            self._fail(f"bubblewrap could not be started: {error}")
+
+    def _judge(self, execution: Execution) -> None:
+        """The canary came back: keep its findings for the orchestrator, which decides on them."""
+        report = decode(execution.text("value"))
+        if report is None or "value" not in report:
+            said = execution.message or execution.text("stderr").decode(errors="replace")
+            self._fail(f"the self-test did not run: {said.strip() or execution.result}")
+        own = read_proc(os.getpid(), "status").partition(b"Seccomp_filters:")[2].split()
+        self._canary = report["value"] | {"agent_uid": os.getuid(), "agent_seccomp": int(own[0]) if own else None}
+        self._done(execution)
+        self._loop.call_later(0, self._greet)
+
+    def _fail(self, message: str) -> None:
+        self._send({"type": "fault", "message": message})
+        sys.exit(message)
+
+    def _greet(self) -> None:
+        assert self._hello is not None
+        executions = [execution.summary() for execution in self._executions.values()]
+        self._send(
+            {
+                "type": "hello",
+                "version": VERSION,
+                "nonce": self._hello["nonce"],
+                "session": self._session,
+                "canary": self._canary,
+                "executions": executions,
+            }
+        )
+
+
+def main() -> None:
+    """Run the agent; `argv` may name the scratch and workspace directories."""
+    scratch, workspace = (sys.argv[1:] + ["/scratch", "/workspace"][len(sys.argv) - 1 :])[:2]
+    os.umask(0o077)
+    Agent(Path(scratch), Path(workspace)).run()

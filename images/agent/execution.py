@@ -1,0 +1,173 @@
+"""One execution as the agent sees it: its limits, its numbered output, its result until acknowledged."""
+
+import base64
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from frames import CHUNK, Frame
+from launcher import End, Launcher
+from loop import Loop, Timer
+
+OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
+SIGKILL_EXIT = 137
+
+
+@dataclass(slots=True, frozen=True)
+class Limits:
+    """What every execution of this container may use; sizes in bytes, of one stream where they name output."""
+
+    memory_bytes: int
+    file_bytes: int
+    processes: int
+    open_files: int
+    keep_bytes: int
+    drain_bytes: int
+    preboot: int
+
+    def rlimits(self) -> dict[str, int]:
+        """Return the resource limits that the bootstrap sets, by their names without RLIMIT_."""
+        return {
+            "NPROC": self.processes,
+            "NOFILE": self.open_files,
+            "FSIZE": self.file_bytes,
+            "DATA": self.memory_bytes,
+            "MEMLOCK": 65536,
+            "SIGPENDING": 256,
+        }
+
+
+class Execution:
+    """One job in one sandbox. `result` is None while it runs."""
+
+    def __init__(
+        self,
+        eid: str,
+        job: dict[str, Any],
+        limits: Limits,
+        loop: Loop,
+        send: Callable[[Frame], None],
+        done: Callable[["Execution"], None],
+    ) -> None:
+        self.id = eid
+        self.launcher: Launcher | None = None
+        self.result: Frame | None = None
+        self.message = ""
+        self._job = job
+        self._limits = limits
+        self._send = send
+        self._done = done
+        self._chunks: list[tuple[str, bytes]] = []
+        self._kept: Counter[str] = Counter()
+        self._seen: Counter[str] = Counter()
+        self._cause: str | None = None
+        self._ooms = oom_kills()
+        self._timeout_s = float(job["timeout_s"])
+        self._deadline = time.monotonic() + self._timeout_s
+        self._timer: Timer = loop.call_later(self._timeout_s, lambda: self.stop("timeout"))
+
+    def start(self, launcher: Launcher) -> None:
+        """Hand the job to a sandbox."""
+        job = self._job
+        self.launcher = launcher
+        launcher.on_output = self._on_output
+        launcher.on_end = self._on_end
+        launcher.start(
+            {
+                "code": job.get("code"),
+                "argv": job.get("argv"),
+                "args": job.get("args", []),
+                "handler": job.get("handler"),
+                "event": job.get("event"),
+                "context": job.get("context", {}),
+                "env": job.get("env", {}),
+                "timeout_s": self._timeout_s,
+                "deadline": self._deadline,
+            },
+            job.get("stdin", "").encode("utf-8", "surrogatepass"),
+        )
+        self._job = {}
+
+    def stop(self, cause: str) -> None:
+        """Kill the sandbox for this cause; the first one counts."""
+        if self.result is not None or self._cause is not None:
+            return
+        self._cause = cause
+        if self.launcher is None:
+            self._on_end(End(None, 0.0, 0.0, 0, "the sandbox could not be started"))
+        else:
+            self.launcher.kill()
+
+    def text(self, stream: str) -> bytes:
+        """Return what was kept of one stream."""
+        return b"".join(data for name, data in self._chunks if name == stream)
+
+    def summary(self) -> Frame:
+        """Return what a newly attached orchestrator must know of this execution."""
+        return {"id": self.id, "seq": len(self._chunks), "done": self.result is not None}
+
+    def resend(self, seq: int) -> None:
+        """Send again what follows the numbered output frame `seq`."""
+        for number in range(seq, len(self._chunks)):
+            self._send_output(number)
+        if self.result is not None:
+            self._send(self.result)
+
+    def _on_output(self, stream: str, data: bytes) -> None:
+        self._seen[stream] += len(data)
+        if self._seen[stream] > self._limits.drain_bytes:
+            self.stop("output_limit")
+        room = self._limits.keep_bytes - self._kept[stream]
+        for start in range(0, min(room, len(data)), CHUNK):
+            piece = data[start : min(start + CHUNK, room)]
+            self._kept[stream] += len(piece)
+            self._chunks.append((stream, piece))
+            self._send_output(len(self._chunks) - 1)
+
+    def _send_output(self, number: int) -> None:
+        stream, data = self._chunks[number]
+        text = base64.b64encode(data).decode()
+        self._send({"type": "output", "id": self.id, "seq": number + 1, "stream": stream, "data": text})
+
+    def _on_end(self, end: End) -> None:
+        self._timer.cancel()
+        self.message = end.message
+        outcome, code = self._outcome(end)
+        self.result = {
+            "type": "result",
+            "id": self.id,
+            "seq": len(self._chunks),
+            "outcome": outcome,
+            "exit_code": code,
+            "message": end.message,
+            "wall_s": end.wall_s,
+            "cpu_s": end.cpu_s,
+            "max_rss_bytes": end.max_rss_bytes,
+            "truncated": [name for name in self._seen if self._seen[name] > self._kept[name]],
+        }
+        self._send(self.result)
+        self._done(self)
+
+    def _outcome(self, end: End) -> tuple[str, int | None]:
+        """Judge by evidence: our own kill, the kernel's count of OOM kills, bwrap's word on the exit code."""
+        if self._cause is not None:
+            return self._cause, SIGKILL_EXIT
+        if end.exit_code is None:
+            return "killed", None
+        if end.exit_code == SIGKILL_EXIT and oom_kills() > self._ooms:
+            return "oom", SIGKILL_EXIT
+        return ("ok" if end.exit_code == 0 else "error"), end.exit_code
+
+
+def oom_kills() -> int:
+    """Return how many processes of this container the kernel's OOM killer has killed."""
+    for path in OOM_COUNTERS:
+        if Path(path).exists():
+            for line in Path(path).read_text().splitlines():
+                name, _, count = line.partition(" ")
+                if name == "oom_kill":
+                    return int(count)
+    return 0

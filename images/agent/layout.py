@@ -1,0 +1,148 @@
+"""What a sandbox sees: the arguments of bwrap, and the directories of one execution.
+
+The order of bwrap's operations is the order of the arguments. Each choice is explained in
+docs/architecture.md ("The sandbox").
+"""
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+PROC_FILES = (
+    "keys key-users timer_list sched_debug kcore interrupts cmdline config.gz kallsyms iomem ioports partitions "
+    "diskstats latency_stats sysrq-trigger kmsg modules"
+).split()
+PROC_DIRS = "acpi bus scsi irq fs asound driver dynamic_debug".split()
+DEVICES = "null zero full random urandom".split()
+# What programs look for in /etc; everything else of the container's /etc stays outside.
+ETC = "ld.so.cache ssl/openssl.cnf ssl/certs/ca-certificates.crt alternatives localtime mime.types services".split()
+ETC_FILES = {
+    "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nsandbox:x:1000:1000:sandbox:/workspace:/bin/bash\n",
+    "group": "root:x:0:\nsandbox:x:1000:\n",
+    "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
+}
+HOSTNAME = "sandbox"
+JOB_FD, ARGS_FD, SECCOMP_FD, STATUS_FD = 4, 5, 6, 7
+BOOTSTRAP = "/run/bootstrap.pyc"
+
+
+class Layout:
+    """The fixed part of every sandbox of this agent, and the numbered scratch directories."""
+
+    def __init__(
+        self, scratch: Path, workspace: Path, *, share_network: bool, rlimits: dict[str, int]
+    ) -> None:
+        self._scratch = scratch
+        self._workspace = workspace
+        self._numbers = 0
+        self.program = [sys.executable, "-I", "-S", "-u", BOOTSTRAP]
+        self.program += [f"{name}={value}" for name, value in rlimits.items()]
+        self._head = self._namespaces(share_network) + self._system()
+
+    def arguments(self, number: int) -> bytes:
+        """Return bwrap's arguments for one scratch number, in the form of `--args FD`."""
+        own = self._scratch / str(number)
+        words = [
+            *self._head,
+            *("--bind", f"{own}/shm", "/dev/shm", "--bind", f"{own}/tmp", "/tmp"),
+            *("--bind", str(self._workspace), "/workspace", "--chdir", "/workspace"),
+            *("--remount-ro", "/proc", "--remount-ro", "/"),
+            *("--seccomp", str(SECCOMP_FD), "--json-status-fd", str(STATUS_FD)),
+        ]
+        return b"\0".join(os.fsencode(word) for word in words) + b"\0"
+
+    def make_scratch(self) -> int:
+        """Make the directories that become /tmp and /dev/shm of one execution; return their number."""
+        self._numbers += 1
+        for name in ("tmp", "shm"):
+            os.makedirs(self._scratch / str(self._numbers) / name, mode=0o700)
+        return self._numbers
+
+    def remove_scratch(self, number: int) -> Iterator[None]:
+        """Remove one execution's directories, step by step: the tree may be huge, deep or locked."""
+        return remove_tree(self._scratch / str(number))
+
+    @staticmethod
+    def _namespaces(share_network: bool) -> list[str]:
+        words = "--unshare-user --unshare-ipc --unshare-pid --unshare-uts --unshare-cgroup-try --disable-userns"
+        words += " --die-with-parent --new-session --clearenv --cap-drop ALL --uid 1000 --gid 1000"
+        words += " --setenv PATH /usr/local/bin:/usr/bin:/bin --setenv HOME /workspace --setenv LANG C.UTF-8"
+        if not share_network:
+            words += " --unshare-net"
+        if os.uname().nodename != HOSTNAME:  # a container has it already, and may not set it
+            words += f" --hostname {HOSTNAME}"
+        return words.split()
+
+    def _system(self) -> list[str]:
+        words = ["--ro-bind", "/usr", "/usr"]
+        for name in ("lib", "lib64", "bin"):
+            if os.path.exists(f"/{name}"):
+                words += ["--symlink", f"usr/{name}", f"/{name}"]
+        if not sys.base_prefix.startswith("/usr"):
+            words += ["--ro-bind", sys.base_prefix, sys.base_prefix]
+        words += [
+            "--ro-bind",
+            f"{self._scratch}/etc",
+            "/etc",
+            "--ro-bind",
+            f"{self._scratch}/bootstrap.pyc",
+            BOOTSTRAP,
+        ]
+        words += ["--proc", "/proc", "--dir", "/dev"]
+        for name in DEVICES:
+            words += ["--dev-bind", f"/dev/{name}", f"/dev/{name}"]
+        for name, target in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2")):
+            words += ["--symlink", f"/proc/self/fd{target}", f"/dev/{name}"]
+        for name in PROC_FILES:
+            if os.path.exists(f"/proc/{name}"):
+                words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
+        for name in PROC_DIRS:
+            if os.path.exists(f"/proc/{name}"):
+                words += ["--tmpfs", f"/proc/{name}", "--remount-ro", f"/proc/{name}"]
+        return words
+
+
+def make_etc(target: Path) -> None:
+    """Make the /etc of every sandbox: few files, none that names the host."""
+    for name in ETC:
+        source = Path("/etc", name)
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        if source.is_dir():
+            shutil.copytree(source, target / name, symlinks=True)
+        elif source.exists():
+            shutil.copyfile(source, target / name)
+    for name, text in ETC_FILES.items():
+        (target / name).write_text(text)
+
+
+def remove_tree(root: Path) -> Iterator[None]:
+    """Remove a directory tree made by hostile code, yielding between steps.
+
+    Never follows a link, needs no recursion and no long path: a directory below the root is first
+    moved up beside it, so the working depth stays two.
+    """
+    waiting = [root]
+    moved = 0
+    while waiting:
+        directory = waiting[-1]
+        os.chmod(directory, 0o700)
+        deeper: list[Path] = []
+        with os.scandir(directory) as entries:
+            for count, entry in enumerate(entries):
+                if entry.is_dir(follow_symlinks=False):
+                    moved += 1
+                    up = root.with_name(f"{root.name}.{moved}")
+                    os.chmod(entry.path, 0o700)  # a directory without write permission cannot be renamed
+                    os.rename(entry.path, up)
+                    deeper.append(up)
+                else:
+                    os.unlink(entry.path)
+                if count % 64 == 63:
+                    yield
+        os.rmdir(directory)
+        waiting.pop()
+        waiting.extend(deeper)
+        yield

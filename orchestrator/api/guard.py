@@ -1,0 +1,76 @@
+"""Who may call, and with what: keys, host names, media types, response headers."""
+
+import hashlib
+import hmac
+from collections.abc import Mapping
+
+from litestar.connection import ASGIConnection
+from litestar.datastructures import MutableScopeHeaders
+from litestar.handlers import BaseRouteHandler
+from litestar.types import Message, Scope
+
+from orchestrator.errors import Unauthorized, UnsupportedMediaType
+
+OPEN = "open"  # handlers with this option are served without a key
+ACCEPTS = "accepts"  # the media type of a handler's body, when it is not JSON
+LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
+WITH_BODY = {"POST", "PUT", "PATCH"}
+HEADERS = {
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cache-Control": "no-store",
+}
+
+
+class Gate:
+    """The keys, by name, as hashes. Without keys only a caller that names this machine is served:
+    a web page cannot reach the service by a host name that it controls.
+    """
+
+    def __init__(self, keys: Mapping[str, str], *, local_only: bool) -> None:
+        self._hashes = {name: _hash(key) for name, key in keys.items()}
+        self._local_only = local_only and not keys
+
+    def check(self, connection: ASGIConnection, handler: BaseRouteHandler) -> None:
+        """Raise Unauthorized or UnsupportedMediaType for a request that may not pass."""
+        if not handler.opt.get(OPEN):
+            self._check_caller(connection.headers)
+        if connection.scope["method"] in WITH_BODY:
+            check_body(connection.headers, handler.opt.get(ACCEPTS, "application/json"))
+
+    def _check_caller(self, headers: Mapping[str, str]) -> None:
+        if self._local_only:
+            host = headers.get("host", "")
+            if host not in LOCAL_HOSTS and host.rpartition(":")[0] not in LOCAL_HOSTS:
+                raise Unauthorized("Without API keys this service answers to localhost only: set SANDBOX_API_KEYS")
+        if self._hashes:
+            scheme, _, token = headers.get("authorization", "").partition(" ")
+            given = _hash(token if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
+            # Every hash is compared, so that the time tells nothing about which one matched.
+            matches = [hmac.compare_digest(given, known) for known in self._hashes.values()]
+            if not any(matches):
+                raise Unauthorized("Send a valid key as `Authorization: Bearer KEY`")
+
+
+def check_body(headers: Mapping[str, str], accepted: str) -> None:
+    """Refuse a body of another media type, and one that is encoded: a browser's simple request is neither."""
+    if headers.get("content-encoding", "identity") != "identity":
+        raise UnsupportedMediaType("Send the body without Content-Encoding")
+    has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if has_body and media_type != accepted:
+        raise UnsupportedMediaType(f"Send the body as Content-Type: {accepted}")
+
+
+async def add_headers(message: Message, scope: Scope) -> None:
+    """Add the security headers to every response."""
+    if message["type"] == "http.response.start":
+        headers = MutableScopeHeaders.from_message(message)
+        for name, value in HEADERS.items():
+            headers.setdefault(name, value)
+
+
+def _hash(key: str) -> bytes:
+    return hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()

@@ -1,0 +1,154 @@
+"""The native door, `/v1`."""
+
+from bisect import bisect_right
+from typing import Annotated
+
+from litestar import Response, Router, delete, get, patch, post
+from litestar.params import Parameter
+from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
+
+from orchestrator.models import (
+    ID_PATTERN,
+    Execution,
+    ExecutionPage,
+    ExecutionRequest,
+    Isolation,
+    OneShotRequest,
+    PoolPage,
+    PoolState,
+    Session,
+    SessionPage,
+    SessionPatch,
+    SessionRequest,
+    TemplatePage,
+)
+from orchestrator.service import Service
+
+Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
+Eid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the execution")]
+PageSize = Annotated[int, Parameter(ge=1, le=1000, description="sessions of one page")]
+
+
+@post("/sessions", summary="Start a session")
+async def create_session(service: Service, data: SessionRequest | None = None) -> Response[Session]:
+    """Take a container from the warm pool for a new session."""
+    session = await service.sessions.create(data or SessionRequest())
+    return Response(session.facts(), headers={"Location": f"/v1/sessions/{session.id}"})
+
+
+@get("/sessions", summary="List sessions")
+async def list_sessions(
+    service: Service, limit: PageSize = 100, after: Annotated[str | None, Parameter(max_length=63)] = None
+) -> SessionPage:
+    """List sessions in the order of their ids; `after` continues behind an id."""
+    ids = sorted(service.sessions.held)
+    start = 0 if after is None else bisect_right(ids, after)
+    page = ids[start : start + limit]
+    more = start + limit < len(ids)
+    sessions = [service.sessions.held[sid].facts() for sid in page]
+    return SessionPage(sessions=sessions, next=page[-1] if more else None)
+
+
+@get("/sessions/{sid:str}", summary="Read a session")
+async def read_session(service: Service, sid: Sid) -> Session:
+    """Return one session. Reading does not count as use."""
+    return service.sessions.get(sid).facts()
+
+
+@patch("/sessions/{sid:str}", summary="Extend a session")
+async def extend_session(service: Service, sid: Sid, data: SessionPatch) -> Session:
+    """Count the session's life anew from now, or replace its metadata."""
+    return service.sessions.patch(sid, data).facts()
+
+
+@delete("/sessions/{sid:str}", status_code=HTTP_204_NO_CONTENT, summary="End a session")
+async def end_session(service: Service, sid: Sid) -> None:
+    """End a session; what runs in it is killed and its container destroyed."""
+    service.sessions.end(service.sessions.get(sid), "closed")
+
+
+@post("/sessions/{sid:str}/executions", status_code=HTTP_200_OK, summary="Execute")
+async def execute(service: Service, sid: Sid, data: ExecutionRequest) -> Execution:
+    """Run code or a command to its end. A failing code is an outcome, not an HTTP error."""
+    return await service.sessions.execute(sid, data)
+
+
+@get("/sessions/{sid:str}/executions", summary="List executions")
+async def list_executions(service: Service, sid: Sid) -> ExecutionPage:
+    """List the executions that the session remembers, oldest first."""
+    return ExecutionPage(executions=[record.facts for record in service.sessions.get(sid).records.values()])
+
+
+@get("/sessions/{sid:str}/executions/{eid:str}", summary="Read an execution")
+async def read_execution(service: Service, sid: Sid, eid: Eid) -> Execution:
+    """Return one execution; its outcome is null while it runs."""
+    return service.sessions.execution(sid, eid).facts
+
+
+@delete("/sessions/{sid:str}/executions/{eid:str}", status_code=HTTP_204_NO_CONTENT, summary="Cancel an execution")
+async def cancel_execution(service: Service, sid: Sid, eid: Eid) -> None:
+    """Kill an execution; one that has ended is left alone."""
+    service.sessions.cancel(sid, eid)
+
+
+@post("/execute", status_code=HTTP_200_OK, summary="Execute once")
+async def execute_once(service: Service, data: OneShotRequest) -> Execution:
+    """Run one execution in a fresh container that is destroyed afterwards."""
+    return await service.sessions.execute_once(data)
+
+
+@get("/templates", summary="List templates")
+async def list_templates(service: Service) -> TemplatePage:
+    """List what containers can be started from; the first is the default."""
+    return TemplatePage(templates=[pool.recipe.template for pool in service.pools.values()])
+
+
+@get("/pool", summary="Read the pools")
+async def read_pool(service: Service) -> PoolPage:
+    """Return how many containers are ready, starting and waited for."""
+    value = service.metrics.value
+    return PoolPage(
+        pools=[
+            PoolState(
+                template=name,
+                target=pool.recipe.template.pool_size,
+                ready=len(pool.ready),
+                starting=len(pool.starting),
+                waiting=len(pool.waiting),
+                hits=int(value("sandbox_pool_hits_total", template=name)),
+                misses=int(value("sandbox_pool_misses_total", template=name)),
+            )
+            for name, pool in service.pools.items()
+        ],
+        containers=len(service.reconciler.known),
+        max_containers=service.settings.max_containers,
+    )
+
+
+@get("/isolation", summary="Read the isolation")
+async def read_isolation(service: Service) -> Isolation:
+    """Return the layers that the self-test of the newest container observed active."""
+    return Isolation(
+        engine=service.engine.name, layers=service.reconciler.layers, observed=service.reconciler.canary
+    )
+
+
+router = Router(
+    "/v1",
+    route_handlers=[
+        create_session,
+        list_sessions,
+        read_session,
+        extend_session,
+        end_session,
+        execute,
+        list_executions,
+        read_execution,
+        cancel_execution,
+        execute_once,
+        list_templates,
+        read_pool,
+        read_isolation,
+    ],
+    tags=["native"],
+)

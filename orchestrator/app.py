@@ -1,0 +1,51 @@
+"""The Litestar application: all doors, one service behind them."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from litestar import Litestar
+from litestar.di import Provide
+from litestar.openapi.config import OpenAPIConfig
+from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.plugins.prometheus import PrometheusConfig
+
+from orchestrator import __version__
+from orchestrator.api import native, operations, problems, seed
+from orchestrator.api.guard import Gate, add_headers
+from orchestrator.service import Service
+from orchestrator.settings import Settings, is_loopback
+
+HTTP_METRICS = PrometheusConfig(app_name="sandbox", prefix="sandbox_http", group_path=True)
+
+
+def create_app(settings: Settings) -> Litestar:
+    """Return the application. Its lifespan starts the engine's side and, at the end, removes everything of ours."""
+    service = Service(settings)
+    gate = Gate(settings.api_keys, local_only=is_loopback(settings.host))
+
+    @asynccontextmanager
+    async def lifespan(_: Litestar) -> AsyncIterator[None]:
+        async with service.run():
+            yield
+
+    app = Litestar(
+        route_handlers=[*operations.handlers, native.router, seed.router],
+        dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
+        exception_handlers={Exception: problems.handle},
+        guards=[gate.check],
+        before_send=[add_headers],
+        middleware=[HTTP_METRICS.middleware],
+        lifespan=[lifespan],
+        request_max_body_size=settings.max_body,
+        openapi_config=OpenAPIConfig(
+            title="Sandbox orchestrator",
+            version=__version__,
+            description="Untrusted code in warm containers, each execution in a fresh bubblewrap sandbox.",
+            path="/docs",
+            render_plugins=[SwaggerRenderPlugin()],
+        ),
+        signature_types=[Service],
+        logging_config=None,
+    )
+    app.state.service = service
+    return app

@@ -1,0 +1,70 @@
+"""The attached stream of one container, as frames. Everything that arrives is hostile input."""
+
+from collections.abc import Callable
+
+import structlog
+
+from orchestrator import frames
+from orchestrator.engine import Wire
+from orchestrator.errors import ContainerLost
+
+log = structlog.get_logger()
+SAID_LIMIT = 2048  # bytes of an agent's stderr that are kept, to explain a failed start
+
+
+class Channel:
+    """Lines in, frames out. Once lost it stays lost, and says so once."""
+
+    def __init__(self, on_frame: Callable[[frames.AnyAgentFrame], None], on_lost: Callable[[str], None]) -> None:
+        self.said_text = ""
+        self._on_frame = on_frame
+        self._on_lost = on_lost
+        self._wire: Wire | None = None
+        self._rest = b""
+        self.closed = False
+
+    def open(self, wire: Wire) -> None:
+        """Use the wire. The first byte is a newline: it ends what a dead client left half said."""
+        self._wire = wire
+        wire.write(b"\n")
+
+    def send(self, line: bytes) -> None:
+        """Queue one line; ContainerLost when the channel is gone."""
+        if self._wire is None or self.closed:
+            raise ContainerLost("The channel to the container is closed")
+        self._wire.write(line)
+
+    async def drain(self) -> None:
+        """Wait until the agent has taken most of what was sent."""
+        if self._wire is not None:
+            await self._wire.drain()
+
+    def close(self) -> None:
+        """Detach without a word."""
+        self.closed = True
+        if self._wire is not None:
+            self._wire.close()
+
+    def received(self, data: bytes) -> None:
+        *lines, self._rest = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
+        if len(self._rest) > frames.LINE_LIMIT:
+            self.lost("the agent sent a frame that is too long")
+        for line in lines:
+            if self.closed:
+                return
+            try:
+                if len(line) > frames.LINE_LIMIT:
+                    raise ContainerLost("the agent sent a frame that is too long")
+                if line:
+                    self._on_frame(frames.decode(line))
+            except ContainerLost as error:
+                self.lost(error.detail)
+
+    def said(self, text: bytes) -> None:
+        if len(self.said_text) < SAID_LIMIT:
+            self.said_text += text.decode(errors="replace")[:SAID_LIMIT]
+
+    def lost(self, reason: str) -> None:
+        if not self.closed:
+            self.close()
+            self._on_lost(reason)

@@ -1,0 +1,171 @@
+"""One container with a living agent: start, bind, execute, heartbeat. It serves one session, ever."""
+
+import asyncio
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator import frames, isolation
+from orchestrator.channel import Channel
+from orchestrator.engine import Engine, Spec
+from orchestrator.errors import ContainerLost, EngineError, IsolationError
+from orchestrator.frames import Result
+from orchestrator.models import Stream
+
+AGENT_VERSION = 1
+Sink = Callable[[Stream, bytes], None]
+
+
+class _Run:
+    """An execution that the agent works on; `seq` counts the output frames that arrived."""
+
+    __slots__ = ("done", "seq", "sink", "size")
+
+    def __init__(self, sink: Sink) -> None:
+        self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self.sink = sink
+        self.seq = 0
+        self.size = 0
+
+
+class Container:
+    """A started container. `lost_reason` is set once, when it or its agent vanished or lied."""
+
+    def __init__(self, spec: Spec, template: str, *, output_limit: int, on_lost: Callable[["Container"], None]) -> None:
+        self.name = spec.name
+        self.template = template
+        self.spec = spec
+        self.layers: dict[str, bool] = {}
+        self.canary: dict[str, Any] = {}
+        self.lost_reason: str | None = None
+        self.ready_at = 0.0
+        self.missed_beats = 0
+        self._on_lost = on_lost
+        self._output_limit = 3 * output_limit  # three streams
+        self._channel = Channel(self._on_frame, self._lose)
+        self._runs: dict[str, _Run] = {}
+        self._hello: asyncio.Future[frames.Hello] | None = None
+        self._bound: asyncio.Future[str] | None = None
+        self._pings = 0
+        self._pongs = 0
+
+    async def start(self, engine: Engine, limits: dict[str, int]) -> None:
+        """Start it and judge its self-test. IsolationError when a required layer was not observed."""
+        self._channel.open(await engine.start(self.spec, self._channel))
+        hello = await self._greet(limits)
+        self.canary = hello.canary
+        self.layers = isolation.judge(hello.canary, engine=engine.name, uid=self.spec.uid)
+        missing = {layer for layer in engine.required_layers if not self.layers[layer]}
+        if missing:
+            raise IsolationError(isolation.explain(missing))
+        self.ready_at = time.monotonic()
+
+    async def bind(self, session: str) -> None:
+        """Tell the agent its session, once."""
+        self._bound = asyncio.get_running_loop().create_future()
+        self._channel.send(frames.encode("bind", session=session))
+        if await self._bound != session:
+            self._lose("the agent is bound to another session")
+            raise ContainerLost("The container belongs to another session")
+
+    async def execute(self, eid: str, job: dict[str, Any], *, deadline_s: float, sink: Sink) -> Result:
+        """Run a job, hand its output to `sink` as it comes, return its result.
+
+        ContainerLost when the container vanishes, or when there is no result after `deadline_s`.
+        """
+        if self.lost_reason is not None:
+            raise ContainerLost(self.lost_reason)
+        run = self._runs[eid] = _Run(sink)
+        try:
+            async with asyncio.timeout(deadline_s):
+                for line in frames.encode_execute(eid, job):
+                    self._channel.send(line)
+                    await self._channel.drain()
+                result = await run.done
+        except TimeoutError:
+            self._lose("the agent gave no result in time")
+            raise ContainerLost("The container gave no result in time") from None
+        finally:
+            del self._runs[eid]
+        self._channel.send(frames.encode("ack", id=eid))
+        return result
+
+    def cancel(self, eid: str) -> None:
+        """Ask the agent to kill an execution; its result follows."""
+        if eid in self._runs and not self._channel.closed:
+            self._channel.send(frames.encode("cancel", id=eid))
+
+    def beat(self) -> bool:
+        """Ping the agent. Return whether the ping before was answered."""
+        if self.lost_reason is not None:
+            return True
+        answered = self._pongs == self._pings
+        self.missed_beats = 0 if answered else self.missed_beats + 1
+        if answered:
+            self._pings += 1
+            self._channel.send(frames.encode("ping", number=self._pings))
+        return answered
+
+    def lose(self, reason: str) -> None:
+        """Give the container up."""
+        self._lose(reason)
+
+    def close(self, reason: str) -> None:
+        """Detach; executions that run end with ContainerLost."""
+        self._channel.close()
+        self._fail(reason)
+
+    async def _greet(self, limits: dict[str, int]) -> frames.Hello:
+        self._hello = asyncio.get_running_loop().create_future()
+        nonce = secrets.token_hex(8)
+        self._channel.send(frames.encode("hello", nonce=nonce, limits=limits))
+        hello = await self._hello
+        if hello.nonce != nonce or hello.version != AGENT_VERSION:
+            raise EngineError("The agent in the image does not fit this orchestrator: build the image anew")
+        return hello
+
+    def _on_frame(self, frame: frames.AnyAgentFrame) -> None:
+        match frame:
+            case frames.Output():
+                run = self._run(frame.id)
+                run.size += len(frame.data)
+                run.seq += 1
+                if frame.seq != run.seq or run.size > self._output_limit:
+                    raise ContainerLost("the agent sent output out of order or above the limit")
+                run.sink(frame.stream, frame.data)
+            case frames.Result():
+                run = self._run(frame.id)
+                if frame.seq != run.seq:
+                    raise ContainerLost("the agent sent a result before its output")
+                run.done.set_result(frame)
+            case frames.Pong() if frame.number == self._pings:
+                self._pongs = self._pings
+            case frames.Hello() if self._hello is not None and not self._hello.done():
+                self._hello.set_result(frame)
+            case frames.Bound() if self._bound is not None and not self._bound.done():
+                self._bound.set_result(frame.session)
+            case frames.Fault():
+                raise ContainerLost(frame.message)
+            case _:
+                raise ContainerLost("the agent sent a frame that nobody asked for")
+
+    def _run(self, eid: str) -> _Run:
+        run = self._runs.get(eid)
+        if run is None or run.done.done():
+            raise ContainerLost("the agent spoke of an execution that does not run")
+        return run
+
+    def _lose(self, reason: str) -> None:
+        if self.lost_reason is None:
+            self.lost_reason = f"{reason}: {said}" if (said := self._channel.said_text.strip()) else reason
+            self._channel.close()
+            self._fail(self.lost_reason)
+            self._on_lost(self)
+
+    def _fail(self, reason: str) -> None:
+        waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.values()]
+        waiting += [future for future in (self._hello, self._bound) if future is not None]
+        for future in waiting:
+            if not future.done():
+                future.set_exception(ContainerLost(reason))

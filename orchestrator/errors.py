@@ -1,0 +1,132 @@
+"""One tree of errors for the service, its SDK and its CLI: each has a stable code and an HTTP status."""
+
+from typing import ClassVar
+
+import msgspec
+
+
+class Problem(msgspec.Struct, kw_only=True, omit_defaults=True):
+    """An error on the wire: a problem document (RFC 9457) with a stable `code`."""
+
+    title: str
+    status: int
+    detail: str
+    code: str
+    type: str = "about:blank"
+    retry_after_s: int | None = None
+
+
+class SandboxError(Exception):
+    """Anything that this service refuses or fails to do. The text is a sentence that says what to change."""
+
+    code: ClassVar[str] = "internal_error"
+    status: ClassVar[int] = 500
+    title: ClassVar[str] = "Internal error"
+
+    def __init__(self, detail: str, *, retry_after_s: int | None = None) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.retry_after_s = retry_after_s
+
+    def problem(self) -> Problem:
+        """Return the problem document."""
+        return Problem(
+            title=self.title,
+            status=self.status,
+            detail=self.detail,
+            code=self.code,
+            retry_after_s=self.retry_after_s,
+        )
+
+
+class InvalidRequest(SandboxError):
+    code, status, title = "invalid_request", 400, "Invalid request"
+
+
+class UnknownTemplate(InvalidRequest):
+    code, title = "unknown_template", "Unknown template"
+
+
+class TimeoutAboveCap(InvalidRequest):
+    code, title = "timeout_above_cap", "Timeout above the cap"
+
+
+class Unauthorized(SandboxError):
+    code, status, title = "unauthorized", 401, "Unauthorized"
+
+
+class NotFound(SandboxError):
+    code, status, title = "not_found", 404, "Not found"
+
+
+class SessionNotFound(NotFound):
+    code, title = "session_not_found", "Session not found"
+
+
+class ExecutionNotFound(NotFound):
+    code, title = "execution_not_found", "Execution not found"
+
+
+class MethodNotAllowed(SandboxError):
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
+
+
+class SessionExists(SandboxError):
+    code, status, title = "session_exists", 409, "Session exists"
+
+
+class SessionEnded(SandboxError):
+    code, status, title = "session_ended", 410, "Session ended"
+
+
+class BodyTooLarge(SandboxError):
+    code, status, title = "body_too_large", 413, "Body too large"
+
+
+class UnsupportedMediaType(SandboxError):
+    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+
+
+class TooManyRequests(SandboxError):
+    code, status, title = "too_many_requests", 429, "Too many requests"
+
+
+class Unavailable(SandboxError):
+    code, status, title = "unavailable", 503, "Unavailable"
+
+
+class EngineError(Unavailable):
+    """The engine refused, failed or did not answer in time."""
+
+    code, title = "engine_error", "Engine error"
+
+
+class IsolationError(Unavailable):
+    """A container started, but its self-test did not show every layer of isolation."""
+
+    code, title = "isolation_missing", "Isolation missing"
+
+
+class ContainerLost(SandboxError):
+    """A container or its agent vanished, or broke the protocol."""
+
+    code, status, title = "container_lost", 502, "Container lost"
+
+
+class SettingsError(SandboxError):
+    """A wrong setting: the text names the variable, its value and what is allowed."""
+
+    code, title = "wrong_setting", "Wrong setting"
+
+
+def _tree(kind: type[SandboxError]) -> dict[str, type[SandboxError]]:
+    found = {kind.code: kind}
+    for child in kind.__subclasses__():
+        found |= _tree(child)
+    return found
+
+
+def from_problem(problem: Problem) -> SandboxError:
+    """Return the error that a problem document stands for; of an unknown code, the tree's root."""
+    kind = _tree(SandboxError).get(problem.code, SandboxError)
+    return kind(problem.detail, retry_after_s=problem.retry_after_s)

@@ -1,0 +1,113 @@
+"""What orchestrator and agent say to each other: newline-delimited JSON frames of at most 64 KiB.
+
+The agent's own side is `images/agent/frames.py` (it has the standard library only). What it sends
+is hostile input: a frame that does not fit these structs ends its container.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import Meta
+
+from orchestrator.errors import ContainerLost
+from orchestrator.models import Outcome, Stream
+
+LINE_LIMIT = 64 * 1024
+PART = 32 * 1024  # raw bytes in one part frame; base64 keeps it below LINE_LIMIT
+Count = Annotated[int, Meta(ge=0)]
+Amount = Annotated[float, Meta(ge=0)]
+Eid = Annotated[str, Meta(max_length=64)]
+
+
+class AgentFrame(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
+    """A frame from the agent; its `type` is the struct's name in lower case."""
+
+
+class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """An execution that the agent holds; `seq` counts its output frames."""
+
+    id: Eid
+    seq: Count
+    done: bool
+
+
+class Hello(AgentFrame):
+    """The agent is ready, and answers with what it is bound to and still holds."""
+
+    version: int
+    nonce: str
+    session: str | None
+    canary: dict[str, Any]
+    executions: list[Known]
+
+
+class Bound(AgentFrame):
+    """The session that the agent serves."""
+
+    session: str
+
+
+class Output(AgentFrame):
+    """A piece of one stream; `data` is base64, `seq` counts the execution's pieces from 1."""
+
+    id: Eid
+    seq: Count
+    stream: Stream
+    data: bytes
+
+
+class Result(AgentFrame):
+    """How an execution ended; nothing of it is alive."""
+
+    id: Eid
+    seq: Count
+    outcome: Outcome
+    exit_code: Annotated[int, Meta(ge=0, le=255)] | None
+    message: str
+    wall_s: Amount
+    cpu_s: Amount
+    max_rss_bytes: Count
+    truncated: list[Stream]
+
+
+class Pong(AgentFrame):
+    """The answer to a ping."""
+
+    number: int
+
+
+class Fault(AgentFrame):
+    """The agent cannot serve, and ends."""
+
+    message: str
+
+
+AnyAgentFrame = Hello | Bound | Output | Result | Pong | Fault
+_decoder = msgspec.json.Decoder(AnyAgentFrame)
+_encoder = msgspec.json.Encoder()
+
+
+def decode(line: bytes | bytearray) -> AnyAgentFrame:
+    """Return the frame of a line; ContainerLost when it is none."""
+    try:
+        return _decoder.decode(line)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise ContainerLost(f"The agent sent a frame that is none: {error}") from None
+
+
+def encode(kind: str, **fields: Any) -> bytes:
+    """Return a frame to the agent as a line."""
+    return _encoder.encode({"type": kind, **fields}) + b"\n"
+
+
+def encode_execute(eid: str, job: dict[str, Any]) -> Iterator[bytes]:
+    """Yield the lines that hand over a job: one, or parts before it when the job is long."""
+    line = encode("execute", id=eid, job=job)
+    if len(line) <= LINE_LIMIT:
+        yield line
+        return
+    body = _encoder.encode({"job": job})
+    for start in range(0, len(body), PART):
+        yield encode("part", id=eid, data=body[start : start + PART])
+    yield encode("execute", id=eid)

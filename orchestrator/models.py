@@ -1,0 +1,207 @@
+"""The words of the HTTP contract: requests and responses, shared by server, SDK and CLI."""
+
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z"
+NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z"
+
+Id = Annotated[str, Meta(pattern=ID_PATTERN, description="1 to 63 letters, digits, `_` or `-`")]
+EnvName = Annotated[str, Meta(pattern=NAME_PATTERN)]
+Env = Annotated[dict[EnvName, Annotated[str, Meta(max_length=32768)]], Meta(max_length=256)]
+Metadata = Annotated[
+    dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=32)
+]
+Seconds = Annotated[float, Meta(gt=0, description="seconds")]
+Language = Literal["python", "shell"]
+Outcome = Literal["ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost"]
+Source = Literal["warm", "cold"]
+EndReason = Literal["closed", "expired", "idle", "lost", "drained"]
+Stream = Literal["stdout", "stderr", "value"]
+OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost")
+LANGUAGES: tuple[Language, ...] = ("python", "shell")
+END_REASONS: tuple[EndReason, ...] = ("closed", "expired", "idle", "lost", "drained")
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a client sends: an unknown field is refused."""
+
+
+class SessionRequest(Request):
+    """Start a session; without `id` it gets one."""
+
+    id: Id | None = None
+    template: str | None = None
+    ttl_s: Seconds | None = None
+    idle_timeout_s: Seconds | None = None
+    env: Env = {}
+    metadata: Metadata = {}
+    network: Literal["none"] = "none"
+
+
+class SessionPatch(Request):
+    """Extend a session: its life counts anew from now."""
+
+    ttl_s: Seconds | None = None
+    idle_timeout_s: Seconds | None = None
+    metadata: Metadata | None = None
+
+
+class ExecutionRequest(Request):
+    """Run code or a command.
+
+    `code` that defines the handler is called with `event`, and with a context when it takes two
+    arguments; without a handler it is a script. `handler` may be `module.function` of a workspace
+    file, then `code` may be left out. `command` is a line for bash, or a list of words.
+    """
+
+    language: Language = "python"
+    code: str | None = None
+    command: str | Annotated[list[str], Meta(min_length=1, max_length=1024)] | None = None
+    handler: Annotated[str, Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_.]{0,255}\Z")] | None = None
+    event: Any = {}
+    context: dict[str, Any] = {}
+    args: Annotated[list[str], Meta(max_length=1024)] = []
+    stdin: str = ""
+    env: Env = {}
+    timeout_s: Seconds | None = None
+
+
+class OneShotRequest(ExecutionRequest):
+    """Run once in a fresh container, which is gone afterwards."""
+
+    template: str | None = None
+
+
+class Session(msgspec.Struct, frozen=True, kw_only=True):
+    """A client's named use of one container."""
+
+    id: str
+    template: str
+    created_at: datetime
+    last_used_at: datetime
+    expires_at: datetime
+    idle_timeout_s: float
+    executions: int
+    source: Source
+    network: str
+    metadata: dict[str, str]
+    layers: dict[str, bool]
+
+
+class SessionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """Sessions in the order of their ids; `next` continues after the last one."""
+
+    sessions: list[Session]
+    next: str | None = None
+
+
+class ExecutionError(msgspec.Struct, frozen=True, kw_only=True):
+    """What the user's code raised; `stack_trace` has the user's frames only."""
+
+    type: str
+    message: str
+    stack_trace: list[str] = []
+
+
+class Usage(msgspec.Struct, frozen=True, kw_only=True):
+    """What an execution consumed, measured outside its reach, children included."""
+
+    wall_s: float
+    cpu_s: float
+    max_rss_bytes: int
+
+
+class Execution(msgspec.Struct, kw_only=True):
+    """One run of code or a command. `outcome` is null while it runs.
+
+    `truncated` names the streams of which only the beginning was kept, `replaced` those in which
+    bytes that are not UTF-8 became U+FFFD. `signal` is what a shell would say: `exit_code` - 128.
+    """
+
+    id: str
+    session_id: str
+    started_at: datetime
+    language: Language
+    outcome: Outcome | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+    value: Any = None
+    error: ExecutionError | None = None
+    stdout: str = ""
+    stderr: str = ""
+    truncated: list[Stream] = []
+    replaced: list[Stream] = []
+    usage: Usage | None = None
+
+
+class ExecutionPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The executions of a session that are still known, oldest first."""
+
+    executions: list[Execution]
+
+
+class Template(msgspec.Struct, frozen=True, kw_only=True):
+    """A named recipe for containers."""
+
+    name: str
+    image: str
+    pool_size: int
+    cpu_quota: float
+    memory_kb: int
+    workspace_kb: int
+    network: str
+    languages: list[Language]
+
+
+class TemplatePage(msgspec.Struct, frozen=True, kw_only=True):
+    """All templates."""
+
+    templates: list[Template]
+
+
+class PoolState(msgspec.Struct, frozen=True, kw_only=True):
+    """The pool of one template: `target` containers are kept `ready`."""
+
+    template: str
+    target: int
+    ready: int
+    starting: int
+    waiting: int
+    hits: int
+    misses: int
+
+
+class PoolPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The pools of all templates, and the cap on all containers together."""
+
+    pools: list[PoolState]
+    containers: int
+    max_containers: int
+
+
+class Health(msgspec.Struct, frozen=True, kw_only=True):
+    """The process lives. `layers` are the isolation layers last observed active in a container."""
+
+    status: Literal["ok"]
+    version: str
+    engine: str
+    layers: dict[str, bool]
+
+
+class Readiness(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether sessions are accepted, and why not."""
+
+    ready: bool
+    reasons: list[str]
+
+
+class Isolation(msgspec.Struct, frozen=True, kw_only=True):
+    """The layers observed active in a live container, and what its self-test saw."""
+
+    engine: str
+    layers: dict[str, bool]
+    observed: dict[str, Any]

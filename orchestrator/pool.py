@@ -1,0 +1,72 @@
+"""The pool of one template: containers that are ready, and those who wait for one."""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+
+import msgspec
+
+from orchestrator.container import Container
+from orchestrator.errors import Unavailable
+from orchestrator.models import Source, Template
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What the reconciler needs to start a container of a template."""
+
+    template: Template
+    preboot: int
+    runtime: str | None
+
+
+class Pool:
+    """Membership is state: a container is in `ready` until the step that gives it away.
+
+    `starting` holds the names of containers that the reconciler starts. Only the reconciler starts:
+    who finds nothing ready waits, in order.
+    """
+
+    def __init__(self, recipe: Recipe, wake: Callable[[], None]) -> None:
+        self.recipe = recipe
+        self.ready: deque[Container] = deque()
+        self.starting: set[str] = set()
+        self.waiting: deque[asyncio.Future[Container]] = deque()
+        self._wake = wake
+
+    @property
+    def deficit(self) -> int:
+        """How many containers are missing; negative when there are too many."""
+        return self.recipe.template.pool_size + len(self.waiting) - len(self.ready) - len(self.starting)
+
+    async def acquire(self, timeout_s: float) -> tuple[Container, Source]:
+        """Take a container for good: the one that is ready longest, or the next that starts.
+
+        Unavailable when none came in time. Who gives up hands back what arrived meanwhile.
+        """
+        self._wake()
+        while self.ready:
+            container = self.ready.popleft()
+            if container.lost_reason is None:
+                return container, "warm"
+        future: asyncio.Future[Container] = asyncio.get_running_loop().create_future()
+        self.waiting.append(future)
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await future, "cold"
+        except BaseException as error:
+            if future.done() and not future.cancelled():
+                self.supply(future.result())
+            elif future in self.waiting:
+                self.waiting.remove(future)
+            if isinstance(error, TimeoutError):
+                raise Unavailable("No container became ready in time: try again later", retry_after_s=5) from None
+            raise
+
+    def supply(self, container: Container) -> None:
+        """Give a started container to the first who waits, or keep it ready."""
+        while self.waiting:
+            future = self.waiting.popleft()
+            if not future.done():
+                future.set_result(container)
+                return
+        self.ready.append(container)

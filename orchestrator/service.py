@@ -1,0 +1,124 @@
+"""The parts of one running service, put together, and its life from start to end."""
+
+import asyncio
+import fcntl
+import os
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import structlog
+from prometheus_client import CollectorRegistry
+
+from orchestrator import models
+from orchestrator.engine import Engine
+from orchestrator.engine.docker import DockerEngine
+from orchestrator.engine.local import LocalEngine
+from orchestrator.errors import EngineError, SettingsError
+from orchestrator.metrics import Metrics
+from orchestrator.pool import Pool, Recipe
+from orchestrator.reconciler import Reconciler
+from orchestrator.sessions import Sessions
+from orchestrator.settings import Settings
+
+log = structlog.get_logger()
+
+
+class Service:
+    """Engine, pools, reconciler and sessions of one orchestrator."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics(CollectorRegistry())
+        self.engine = make_engine(settings, self.metrics)
+        self.pools = {
+            name: Pool(recipe, lambda: self.reconciler.wake()) for name, recipe in recipes(settings).items()
+        }
+        self.reconciler = Reconciler(settings, self.engine, self.pools, self.metrics)
+        self.sessions = Sessions(settings, self.pools, self.metrics, self.reconciler.discard)
+        self.metrics.read_gauges(self._gauges)
+
+    def not_ready(self) -> list[str]:
+        """Return why no session is accepted now; empty when one is."""
+        return (["the service is ending"] if self.sessions.draining else []) + self.reconciler.faults()
+
+    @asynccontextmanager
+    async def run(self) -> AsyncIterator[None]:
+        """Serve inside this context. At its end everything of ours is removed."""
+        with lock(self.settings):
+            facts = await self.engine.check()
+            log.info("engine_found", engine=self.engine.name, **facts)
+            await self.reconciler.clear()
+            task = asyncio.create_task(self.reconciler.run(self.sessions))
+            try:
+                yield
+            finally:
+                await self.sessions.drain(self.settings.drain_seconds)
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+                try:
+                    await self.reconciler.clear()
+                except (EngineError, TimeoutError) as error:
+                    log.error("containers_left", error=str(error))
+                await self.engine.close()
+
+    def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        for name, pool in self.pools.items():
+            label = {"template": name}
+            yield "pool_target", "Containers that are to be ready", label, pool.recipe.template.pool_size
+            yield "pool_ready", "Containers that are ready", label, len(pool.ready)
+            yield "pool_starting", "Containers that start", label, len(pool.starting)
+            yield "pool_waiting", "Sessions that wait for a container", label, len(pool.waiting)
+        yield "sessions", "Sessions that live", {}, len(self.sessions.held)
+        yield "executions_in_flight", "Executions that run or queue", {}, self.sessions.in_flight
+        yield "containers", "Containers, those that start or are removed included", {}, len(self.reconciler.known)
+        yield "ready", "1 when sessions are accepted", {}, float(not self.not_ready())
+
+
+def make_engine(settings: Settings, metrics: Metrics) -> Engine:
+    """Return the engine that the settings name."""
+
+    def record(call: str, result: str, seconds: float) -> None:
+        metrics.engine_call.labels(call, result).observe(seconds)
+
+    if settings.engine == "local":
+        return LocalEngine(Path(settings.state_dir) / settings.instance, record=record)
+    return DockerEngine(settings.instance, timeout_s=settings.engine_timeout_seconds, record=record)
+
+
+def recipes(settings: Settings) -> dict[str, Recipe]:
+    """Return what each template's containers are made from."""
+    made = {}
+    for name, recipe in settings.recipes().items():
+        template = models.Template(
+            name=name,
+            image=str(recipe.image),
+            pool_size=int(recipe.pool_size or 0),
+            cpu_quota=float(recipe.cpu_quota or settings.cpu_quota),
+            memory_kb=int(recipe.memory_kb or settings.memory_limit),
+            workspace_kb=int(recipe.workspace_kb or settings.workspace_limit),
+            network="none",
+            languages=list(models.LANGUAGES),
+        )
+        made[name] = Recipe(
+            template=template, preboot=int(recipe.preboot or settings.preboot), runtime=recipe.runtime
+        )
+    return made
+
+
+@contextmanager
+def lock(settings: Settings) -> Iterator[None]:
+    """Hold the instance: a second orchestrator would remove this one's containers. SettingsError when held."""
+    directory = Path(settings.state_dir)
+    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+    path = directory / f"{settings.instance}.lock"
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                f"Another orchestrator runs as SANDBOX_INSTANCE={settings.instance}: stop it, or choose another name"
+            ) from None
+        file.write(str(os.getpid()))
+        file.flush()
+        yield

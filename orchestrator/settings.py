@@ -1,0 +1,211 @@
+"""Every setting: its variable is the field's name in capitals behind `SANDBOX_`. Read once, at the start."""
+
+import ipaddress
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta
+
+from orchestrator.errors import SettingsError
+from orchestrator.models import ID_PATTERN
+
+PREFIX = "SANDBOX_"
+Positive = Annotated[float, Meta(gt=0)]
+Name = Annotated[str, Meta(pattern=ID_PATTERN)]
+
+
+def _about(kind: Any, text: str) -> Any:
+    return Annotated[kind, Meta(description=text)]
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A template as the templates file writes it; what is left out comes from the settings."""
+
+    image: str | None = None
+    pool_size: Annotated[int, Meta(ge=0, le=400)] | None = None
+    cpu_quota: Positive | None = None
+    memory_kb: Annotated[int, Meta(ge=32768)] | None = None
+    workspace_kb: Annotated[int, Meta(ge=1024)] | None = None
+    preboot: Annotated[int, Meta(ge=1, le=16)] | None = None
+    runtime: str | None = None
+
+
+class Settings(msgspec.Struct, frozen=True, kw_only=True):
+    """The service's settings, in the order of docs/configuration.md."""
+
+    host: _about(str, "address to listen on; one that is not loopback needs API keys") = "127.0.0.1"
+    port: _about(Annotated[int, Meta(ge=1, le=65535)], "port to listen on") = 8000
+    api_keys: _about(
+        dict[Name, Annotated[str, Meta(min_length=16)]], "`name:key` pairs, separated by commas; keys of 16+ characters"
+    ) = {}
+    allow_unauthenticated: _about(bool, "serve a non-loopback address without API keys") = False
+    engine: _about(Literal["docker", "local"], "where containers come from; `local` is bubblewrap alone") = "docker"
+    instance: _about(Name, "which containers of the engine are ours; one orchestrator per instance") = "default"
+    image: _about(str, "image of the default template") = "sandbox-python:latest"
+    templates_file: _about(str | None, "TOML file with one table per further template") = None
+    uid_base: _about(
+        Annotated[int, Meta(ge=1000)], "first user id of containers; each running container has its own above it"
+    ) = 60706
+    state_dir: _about(str, "directory for the instance lock and the local engine's files") = "/tmp/sandbox-orchestrator"
+
+    cpu_quota: _about(Positive, "cores that a container may use, never more than the host has") = 2.0
+    memory_limit: _about(Annotated[int, Meta(ge=32768)], "KB that user code may use") = 131072
+    workspace_limit: _about(Annotated[int, Meta(ge=1024)], "KB of files that a session may keep in /workspace") = 65536
+    scratch_limit: _about(Annotated[int, Meta(ge=1024)], "KB of /tmp and /dev/shm of all executions together") = 65536
+    allow_network: _about(bool, "sessions may be given egress (there is none yet: every session has `none`)") = True
+    timeout_seconds: _about(Positive, "timeout of an execution that names none") = 300.0
+    max_timeout_seconds: _about(Positive, "longest timeout that an execution may ask for") = 3600.0
+    max_output: _about(Annotated[int, Meta(ge=1024)], "bytes kept of stdout, of stderr and of the value") = 1048576
+    drain_output: _about(Annotated[int, Meta(ge=1024)], "bytes of one stream that end an execution") = 16777216
+    processes: _about(Annotated[int, Meta(ge=8, le=128)], "processes and threads of one execution") = 64
+    max_body: _about(Annotated[int, Meta(ge=1024)], "bytes of a request body") = 8388608
+
+    pool_size: _about(Annotated[int, Meta(ge=0, le=400)], "containers kept ready for the default template") = 2
+    preboot: _about(Annotated[int, Meta(ge=1, le=16)], "sandboxes that wait in every container") = 2
+    max_containers: _about(Annotated[int, Meta(ge=1, le=450)], "containers in all, those that start included") = 64
+    max_age_seconds: _about(Positive, "life of a ready container that nobody takes") = 3600.0
+    acquire_timeout_seconds: _about(Positive, "longest wait for a container") = 30.0
+    ttl_seconds: _about(Positive, "life of a session that names none") = 3600.0
+    max_ttl_seconds: _about(Positive, "longest life that a session may ask for") = 86400.0
+    idle_timeout_seconds: _about(Positive, "silence that ends a session that names none") = 600.0
+    session_executions: _about(Annotated[int, Meta(ge=1, le=64)], "executions of one session that run at once") = 4
+    max_executions: _about(Annotated[int, Meta(ge=1)], "executions of all sessions that run or queue at once") = 256
+    max_waiting: _about(Annotated[int, Meta(ge=0)], "sessions that wait for a container at once") = 256
+
+    engine_timeout_seconds: _about(Positive, "deadline of one call to the engine") = 15.0
+    start_timeout_seconds: _about(Positive, "deadline of a container's start and self-test") = 30.0
+    heartbeat_seconds: _about(Positive, "time between two pings of a container's agent") = 5.0
+    heartbeat_misses: _about(Annotated[int, Meta(ge=1)], "unanswered pings that make a container lost") = 3
+    reconcile_seconds: _about(Positive, "time between two looks at the engine when nothing happens") = 5.0
+    grace_seconds: _about(Positive, "time beyond its timeout after which an execution's container is destroyed") = 5.0
+    drain_seconds: _about(Positive, "time that running executions get at the end of the service") = 20.0
+    on_exit: _about(Literal["remove"], "what becomes of sessions at the end of the service") = "remove"
+
+    log_level: _about(Literal["debug", "info", "warning", "error"], "least level that is logged") = "info"
+    log_format: _about(Literal["auto", "json", "console"], "`auto`: JSON unless stderr is a terminal") = "auto"
+
+    def __post_init__(self) -> None:
+        """Refuse combinations that cannot work or are not safe; msgspec turns ValueError into its own."""
+        if self.timeout_seconds > self.max_timeout_seconds:
+            raise ValueError("SANDBOX_TIMEOUT_SECONDS is above SANDBOX_MAX_TIMEOUT_SECONDS")
+        if self.ttl_seconds > self.max_ttl_seconds:
+            raise ValueError("SANDBOX_TTL_SECONDS is above SANDBOX_MAX_TTL_SECONDS")
+        if self.drain_output < self.max_output:
+            raise ValueError("SANDBOX_DRAIN_OUTPUT is below SANDBOX_MAX_OUTPUT")
+        if not (is_loopback(self.host) or self.api_keys or self.allow_unauthenticated):
+            raise ValueError(
+                f"SANDBOX_HOST={self.host} is not a loopback address: set SANDBOX_API_KEYS, "
+                "or SANDBOX_ALLOW_UNAUTHENTICATED=true when something in front checks who calls"
+            )
+
+    def recipes(self) -> dict[str, Recipe]:
+        """Return all templates by name; the first is the default. SettingsError for a bad templates file."""
+        default = Recipe(
+            image=self.image,
+            pool_size=self.pool_size,
+            cpu_quota=self.cpu_quota,
+            memory_kb=self.memory_limit,
+            workspace_kb=self.workspace_limit,
+            preboot=self.preboot,
+        )
+        found = {"python": default}
+        if self.templates_file is not None:
+            try:
+                tables = tomllib.loads(Path(self.templates_file).read_text())
+                more = msgspec.convert(tables, dict[Name, Recipe])
+            except (OSError, ValueError) as error:
+                raise SettingsError(f"SANDBOX_TEMPLATES_FILE={self.templates_file}: {error}") from None
+            for name, recipe in more.items():
+                given = {key: value for key, value in msgspec.structs.asdict(recipe).items() if value is not None}
+                fallback = found.get(name) or msgspec.structs.replace(default, pool_size=0)
+                found[name] = msgspec.structs.replace(fallback, **given)
+        return found
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine can reach the address."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def load(environ: Mapping[str, str]) -> Settings:
+    """Read the settings; SettingsError, in one line, names the variable, its value and what is allowed."""
+    hints = get_type_hints(Settings, include_extras=True)
+    values = {}
+    for variable, text in environ.items():
+        if not variable.startswith(PREFIX) or variable.startswith(PREFIX + "TEST_"):
+            continue
+        field = variable.removeprefix(PREFIX).lower()
+        if field not in hints:
+            raise SettingsError(f"{variable} is no setting; see docs/configuration.md for those that are")
+        try:
+            values[field] = _parse(text, hints[field])
+        except (msgspec.ValidationError, ValueError) as error:
+            shown = "(hidden)" if field == "api_keys" else repr(text)
+            raise SettingsError(f"{variable}={shown} is not allowed: {error}; {allowed(hints[field])}") from None
+    try:
+        return msgspec.convert(values, Settings)
+    except msgspec.ValidationError as error:
+        raise SettingsError(str(error)) from None
+
+
+def _parse(text: str, kind: Any) -> Any:
+    plain = _plain(kind)
+    if get_origin(plain) is dict:
+        pairs = [pair.partition(":") for pair in text.split(",") if pair]
+        if any(not separator for _, separator, _ in pairs):
+            raise ValueError("expected name:key pairs")
+        return msgspec.convert({name.strip(): key.strip() for name, _, key in pairs}, plain)
+    if plain is bool:
+        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if text.lower() not in known:
+            raise ValueError("expected true or false")
+        return known[text.lower()]
+    value = msgspec.convert(text, kind, strict=False)
+    if isinstance(value, float) and value in (float("inf"), float("-inf")):
+        raise ValueError("expected a finite number")
+    return value
+
+
+def _plain(kind: Any) -> Any:
+    while get_origin(kind) is Annotated:
+        kind = get_args(kind)[0]
+    return kind
+
+
+def allowed(kind: Any) -> str:
+    """Return in words what a setting's type takes."""
+    metas = [meta for meta in getattr(kind, "__metadata__", ()) if isinstance(meta, Meta)]
+    bounds = [
+        f"{word} {getattr(meta, name)}"
+        for meta in metas
+        for name, word in (("gt", "above"), ("ge", "at least"), ("le", "at most"))
+        if getattr(meta, name) is not None
+    ]
+    plain = _plain(kind)
+    if get_origin(plain) is Literal:
+        return "one of " + ", ".join(get_args(plain))
+    words = {int: "a whole number", float: "a number", bool: "true or false"}
+    word = words.get(plain, "`name:key` pairs separated by commas" if get_origin(plain) is dict else "text")
+    return " ".join([word, *bounds])
+
+
+def describe() -> list[tuple[str, str, str, str]]:
+    """Return variable, default, what is allowed and meaning of every setting, for docs and help."""
+    rows = []
+    hints = get_type_hints(Settings, include_extras=True)
+    for field in msgspec.structs.fields(Settings):
+        kind = hints[field.name]
+        about = [meta.description for meta in kind.__metadata__ if isinstance(meta, Meta) and meta.description]
+        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()  # type: ignore[operator]
+        if isinstance(default, bool):
+            shown = str(default).lower()
+        else:
+            shown = "" if default is None or default == {} else f"{default:g}" if isinstance(default, float) else str(default)
+        rows.append((PREFIX + field.name.upper(), shown, allowed(kind), about[-1]))
+    return rows
