@@ -11,6 +11,7 @@ from litestar.plugins.prometheus import PrometheusConfig
 
 from orchestrator import __version__
 from orchestrator.api import native, operations, problems, seed
+from orchestrator.api.bodies import StrictRequest
 from orchestrator.api.guard import Gate, add_headers
 from orchestrator.service import Service
 from orchestrator.settings import Settings, is_loopback
@@ -37,6 +38,7 @@ def create_app(settings: Settings) -> Litestar:
         middleware=[HTTP_METRICS.middleware],
         lifespan=[lifespan],
         request_max_body_size=settings.max_body,
+        request_class=StrictRequest,
         openapi_config=OpenAPIConfig(
             title="Sandbox orchestrator",
             version=__version__,

@@ -1,8 +1,345 @@
-from orchestrator import settings
-def main():
-    import os, uvicorn
-    from orchestrator.app import create_app
+"""The command line: serve, examine the host, run one script, show the settings."""
+
+import asyncio
+import math
+import os
+import signal
+import socket
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, NoReturn, TextIO, TypeVar
+
+import click
+import msgspec
+
+from orchestrator import __version__, settings
+from orchestrator.errors import EngineError, InvalidRequest, SandboxError, SettingsError
+from orchestrator.models import Execution, OneShotRequest
+from orchestrator.settings import Settings
+
+T = TypeVar("T")
+CODE_FAILED, MISUSED, NOT_RUN, TIMED_OUT, INTERRUPTED = 1, 2, 3, 124, 130
+EXIT_CODES = {"ok": 0, "timeout": TIMED_OUT, "lost": NOT_RUN, "cancelled": NOT_RUN}
+# Longer than our clients keep an idle connection, so that none is closed just when it is used again.
+KEEP_ALIVE_S = 30
+MAX_CONNECTIONS = 4096
+BACKLOG = 2048
+LOOK_S = 0.1
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+def main() -> None:
+    """Run untrusted code in warm containers, each execution in a fresh bubblewrap sandbox."""
+
+
+def fail(text: str, code: int) -> NoReturn:
+    """End with one line on stderr."""
+    click.echo(f"orchestrator: {' '.join(text.split())}", err=True)
+    raise click.exceptions.Exit(code)
+
+
+def load(**overrides: str | int | None) -> Settings:
+    """Read the settings from the environment; options that were given take its place."""
+    given = {f"SANDBOX_{name.upper()}": str(value) for name, value in overrides.items() if value is not None}
+    try:
+        return settings.load(os.environ | given)
+    except SettingsError as error:
+        fail(error.detail, MISUSED)
+
+
+def run_to_end(work: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine. Ctrl-C and SIGTERM cancel it, so that it cleans up behind itself."""
+
+    async def with_signals() -> T:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        return await work
+
+    try:
+        return asyncio.run(with_signals())
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        raise click.exceptions.Exit(INTERRUPTED) from None
+
+
+@main.command()
+@click.option("--host", help="Address to listen on, in place of SANDBOX_HOST.")
+@click.option("--port", type=int, help="Port to listen on, in place of SANDBOX_PORT.")
+@click.option("--engine", type=click.Choice(["docker", "local"]), help="In place of SANDBOX_ENGINE.")
+def serve(host: str | None, port: int | None, engine: str | None) -> None:
+    """Serve the HTTP API until SIGTERM or Ctrl-C.
+
+    At the end, nothing new is admitted, what runs may finish (SANDBOX_DRAIN_SECONDS), and all containers are removed.
+    Settings are environment variables; `orchestrator settings` lists them. A start that fails ends with exit code 2.
+    """
+    chosen = load(host=host, port=port, engine=engine)
+    import uvloop
+
     from orchestrator import log
-    s=settings.load(os.environ); log.configure(s.log_level,s.log_format)
-    uvicorn.run(create_app(s),host=s.host,port=s.port,access_log=False,log_config=None,loop="uvloop",http="httptools")
-if __name__=="__main__": main()
+
+    log.configure(chosen.log_level, chosen.log_format)
+    try:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(_serve(chosen))
+    except (SandboxError, ExceptionGroup) as error:
+        cause = innermost(error)
+        if not isinstance(cause, SandboxError):
+            raise
+        fail(cause.detail, MISUSED)
+
+
+def innermost(error: BaseException) -> BaseException:
+    """Return what was raised first: Litestar puts what its lifespan raises into a group."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+async def _serve(chosen: Settings) -> None:
+    """Serve. The lifespan is ours, not uvicorn's: so a failed start is an exception, not a traceback in a log."""
+    import uvicorn
+
+    from orchestrator.api.protocol import Protocol
+    from orchestrator.app import create_app
+
+    app = create_app(chosen)
+    config = uvicorn.Config(
+        app,
+        host=chosen.host,
+        port=chosen.port,
+        loop="uvloop",
+        http=Protocol,
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        limit_concurrency=MAX_CONNECTIONS,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=math.ceil(chosen.drain_seconds),
+    )
+    server = uvicorn.Server(config)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Before and after uvicorn's own: a signal while we start or clean up must not end the process halfway.
+        signal.signal(number, server.handle_exit)
+    with bind(chosen.host, chosen.port) as listener:
+        async with app.lifespan():
+            await server.serve(sockets=[listener])
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Return a socket that is bound but does not listen yet. SettingsError when the address cannot be had."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise SettingsError(
+            f"{host}:{port} cannot be listened on ({error.strerror}): choose another SANDBOX_PORT or SANDBOX_HOST"
+        ) from None
+    return listener
+
+
+@main.command()
+@click.argument("script", type=click.File(encoding="utf-8"))
+@click.option("--event", metavar="JSON", help="The handler's event; {} unless given.")
+@click.option(
+    "--event-file",
+    type=click.File(encoding="utf-8"),
+    metavar="FILE",
+    help="Read the event from a file, or - for stdin.",
+)
+@click.option("--context", metavar="JSON", help="Facts to add to the handler's context: a JSON object.")
+@click.option("--timeout", type=float, metavar="S", help="Seconds; the service's SANDBOX_TIMEOUT_SECONDS unless given.")
+@click.option(
+    "--format",
+    "style",
+    type=click.Choice(["json", "yaml", "pretty"]),
+    default="json",
+    show_default=True,
+    help="How the value is written; `pretty` is JSON with indentation.",
+)
+@click.option(
+    "--output",
+    type=click.Path(dir_okay=False, writable=True, path_type=Path),
+    metavar="FILE",
+    help="Write the value to a file, not to stdout.",
+)
+@click.option("--quiet", is_flag=True, help="Do not show what the code printed.")
+@click.option(
+    "--url",
+    envvar="SANDBOX_URL",
+    show_envvar=True,
+    help="A running service; without one, a container is started here.",
+)
+@click.option("--api-key", envvar="SANDBOX_API_KEY", show_envvar=True, help="The service's key.")
+def run(
+    script: TextIO,
+    event: str | None,
+    event_file: TextIO | None,
+    context: str | None,
+    timeout: float | None,
+    style: str,
+    output: Path | None,
+    quiet: bool,  # noqa: FBT001 - click passes options by name
+    url: str | None,
+    api_key: str | None,
+) -> None:
+    """Run a Python SCRIPT once in a sandbox (- is stdin), and print what its `handler` returned.
+
+    The value alone goes to stdout, so that it can be piped on. What the code printed, to stdout or to stderr, goes to
+    stderr, unless --quiet; one more line there tells why there is no value.
+
+    \b
+    Exit codes:
+      0    the value was written
+      1    the code raised, exited with another code than 0, or was killed at a limit
+      2    wrong options or settings
+      3    not run, or not to its end: no service, no engine, no container
+      124  the timeout was exceeded
+    """  # noqa: D301 - the escape is click's mark for a paragraph that it is not to wrap
+    if event is not None and event_file is not None:
+        raise click.UsageError("Give --event or --event-file, not both.")
+    given_event = read_text(event_file, "--event-file") if event_file is not None else event
+    fields = {
+        "code": read_text(script, "SCRIPT"),
+        "event": {} if given_event is None else parse(given_event, "--event"),
+        "context": {} if context is None else parse(context, "--context"),
+        "timeout_s": timeout,
+    }
+    try:
+        execution = run_remote(fields, url, api_key) if url else run_to_end(run_here(load(), fields))
+    except (InvalidRequest, SettingsError) as error:
+        fail(error.detail, MISUSED)
+    except SandboxError as error:
+        fail(error.detail, NOT_RUN)
+    if not quiet:
+        click.echo(execution.stdout, err=True, nl=False)
+        click.echo(execution.stderr, err=True, nl=False)
+    if execution.outcome != "ok":
+        fail(explain(execution), EXIT_CODES.get(str(execution.outcome), CODE_FAILED))
+    write(render(execution.value, style), output)
+
+
+def run_remote(fields: dict[str, Any], url: str, api_key: str | None) -> Execution:
+    """Run through a running service."""
+    from orchestrator.sdk import SyncSandboxClient
+
+    with SyncSandboxClient(url, api_key=api_key) as client:
+        return client.execute(**fields)
+
+
+async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
+    """Run in a container that is started for it. EngineError as soon as one fails to start."""
+    from orchestrator import log
+    from orchestrator.doctor import beside
+    from orchestrator.service import Service
+
+    log.configure("error", chosen.log_format)
+    try:
+        request = msgspec.convert(fields, OneShotRequest)
+    except msgspec.ValidationError as error:
+        raise InvalidRequest(str(error)) from None
+    with beside(chosen) as own:
+        service = Service(own)
+        for pool in service.pools.values():  # one container is started because it is waited for, and no other
+            template = msgspec.structs.replace(pool.recipe.template, pool_size=0)
+            pool.recipe = msgspec.structs.replace(pool.recipe, template=template)
+        async with service.run():
+            execution = asyncio.create_task(service.sessions.execute_once(request))
+            try:
+                while not execution.done():
+                    await asyncio.wait({execution}, timeout=LOOK_S)
+                    if service.reconciler.start_fault is not None:
+                        raise EngineError(service.reconciler.start_fault)
+                # As over HTTP: the value is still the bytes that came out of the sandbox.
+                return msgspec.json.decode(msgspec.json.encode(execution.result()), type=Execution)
+            finally:
+                execution.cancel()
+                await asyncio.wait({execution})
+
+
+def read_text(file: TextIO, name: str) -> str:
+    """Read a file that an option names; a usage error when it is no text."""
+    try:
+        return file.read()
+    except UnicodeDecodeError as error:
+        raise click.UsageError(f"{name}: {file.name} is no UTF-8 text: {error.reason}.") from None
+
+
+def parse(text: str, name: str) -> Any:
+    """Parse an option's JSON; a usage error when it is none."""
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise click.UsageError(f"{name} is no JSON: {error}.") from None
+
+
+def explain(execution: Execution) -> str:
+    """Tell why an execution has no value."""
+    if execution.error is not None:
+        return f"{execution.outcome}: {execution.error.type}: {execution.error.message}"
+    if execution.outcome == "error":
+        return f"error: exit code {execution.exit_code}"
+    return str(execution.outcome)
+
+
+def render(value: Any, style: str) -> str:
+    """Return the value as text, with a newline at its end."""
+    if style == "yaml":
+        import yaml
+
+        return yaml.safe_dump(value, allow_unicode=True, sort_keys=False)
+    text = msgspec.json.encode(value)
+    return (msgspec.json.format(text, indent=2) if style == "pretty" else text).decode() + "\n"
+
+
+def write(text: str, output: Path | None) -> None:
+    """Write to a file, or to stdout."""
+    if output is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        output.write_text(text, encoding="utf-8")
+    except OSError as error:
+        fail(f"{output} cannot be written: {error.strerror}", MISUSED)
+
+
+@main.command()
+@click.option("--engine", type=click.Choice(["docker", "local"]), help="In place of SANDBOX_ENGINE.")
+@click.option("--format", "style", type=click.Choice(["pretty", "json"]), default="pretty", show_default=True)
+def doctor(engine: str | None, style: str) -> None:
+    """Tell what this host can isolate, item by item.
+
+    At the end a real container is started, and what its self-test observed is listed layer by layer. The exit code is
+    0 when sessions can be served with every layer that the engine requires, else 1.
+    """
+    from orchestrator import doctor as examination
+    from orchestrator import log
+
+    chosen = load(engine=engine)
+    log.configure("error", chosen.log_format)
+    try:
+        report = run_to_end(examination.examine(chosen))
+    except SandboxError as error:
+        fail(error.detail, CODE_FAILED)
+    click.echo(msgspec.json.encode(report) if style == "json" else examination.pretty(report))
+    raise click.exceptions.Exit(0 if report.ok else CODE_FAILED)
+
+
+@main.command("settings")
+def show_settings() -> None:
+    """List the settings: environment variables with their defaults, what they take and what they mean."""
+    rows = settings.describe()
+    width, default_width = (max(len(row[column]) for row in rows) for column in (0, 1))
+    for variable, default, allowed, about in rows:
+        click.echo(f"{variable:<{width}}  {default:<{default_width}}  {about} ({allowed})")
+
+
+@main.command()
+def version() -> None:
+    """Print the version."""
+    click.echo(__version__)

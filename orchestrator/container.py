@@ -47,6 +47,7 @@ class Container:
         self._runs: dict[str, _Run] = {}
         self._hello: asyncio.Future[frames.Hello] | None = None
         self._bound: asyncio.Future[str] | None = None
+        self._acks: list[str] = []
         self._pings = 0
         self._pongs = 0
 
@@ -79,7 +80,7 @@ class Container:
         run = self._runs[eid] = _Run(sink)
         try:
             async with asyncio.timeout(deadline_s):
-                for line in frames.encode_execute(eid, job):
+                for line in frames.encode_execute(eid, job, acks=self._take_acks()):
                     self._channel.send(line)
                     await self._channel.drain()
                 result = await run.done
@@ -88,7 +89,7 @@ class Container:
             raise ContainerLost("The container gave no result in time") from None
         finally:
             del self._runs[eid]
-        self._channel.send(frames.encode("ack", id=eid))
+        self._acks.append(eid)  # told with the next frame: a write of its own would cost as much as the job's
         return result
 
     def cancel(self, eid: str) -> None:
@@ -97,14 +98,14 @@ class Container:
             self._channel.send(frames.encode("cancel", id=eid))
 
     def beat(self) -> bool:
-        """Ping the agent. Return whether the ping before was answered."""
-        if self.lost_reason is not None:
+        """Ping the agent. Return whether the ping before was answered; one that is being removed is not asked."""
+        if self._channel.closed:
             return True
         answered = self._pongs == self._pings
         self.missed_beats = 0 if answered else self.missed_beats + 1
         if answered:
             self._pings += 1
-            self._channel.send(frames.encode("ping", number=self._pings))
+            self._channel.send(frames.encode("ping", number=self._pings, acks=self._take_acks()))
         return answered
 
     def lose(self, reason: str) -> None:
@@ -115,6 +116,10 @@ class Container:
         """Detach; executions that run end with ContainerLost."""
         self._channel.close()
         self._fail(reason)
+
+    def _take_acks(self) -> list[str]:
+        acks, self._acks = self._acks, []
+        return acks
 
     async def _greet(self, limits: dict[str, int]) -> frames.Hello:
         self._hello = asyncio.get_running_loop().create_future()
@@ -146,7 +151,7 @@ class Container:
             case frames.Bound() if self._bound is not None and not self._bound.done():
                 self._bound.set_result(frame.session)
             case frames.Fault():
-                raise ContainerLost(frame.message)
+                raise ContainerLost(isolation.explain_complaint(frame.message))
             case _:
                 raise ContainerLost("the agent sent a frame that nobody asked for")
 
@@ -158,7 +163,8 @@ class Container:
 
     def _lose(self, reason: str) -> None:
         if self.lost_reason is None:
-            self.lost_reason = f"{reason}: {said}" if (said := self._channel.said_text.strip()) else reason
+            said = self._channel.said_text.strip()
+            self.lost_reason = f"{reason}: {said}" if said and said not in reason else reason
             self._channel.close()
             self._fail(self.lost_reason)
             self._on_lost(self)

@@ -101,6 +101,16 @@ class EngineError(Unavailable):
     code, title = "engine_error", "Engine error"
 
 
+class BrokenReconciler(SandboxError):
+    """The care of containers ended by a fault of ours: the service ends, for whoever restarts it."""
+
+
+class ImageMissing(EngineError):
+    """The engine does not have the image of a template."""
+
+    code, title = "image_missing", "Image missing"
+
+
 class IsolationError(Unavailable):
     """A container started, but its self-test did not show every layer of isolation."""
 
@@ -111,6 +121,18 @@ class ContainerLost(SandboxError):
     """A container or its agent vanished, or broke the protocol."""
 
     code, status, title = "container_lost", 502, "Container lost"
+
+
+class NoAnswer(SandboxError):
+    """Said by the SDK: no answer came that it understands. What was asked for may have been done."""
+
+    code, status, title = "no_answer", 502, "No answer"
+
+
+class ConnectionFailed(NoAnswer):
+    """Said by the SDK: the service was not reached, and so nothing was done."""
+
+    code, title = "connection_failed", "Connection failed"
 
 
 class SettingsError(SandboxError):

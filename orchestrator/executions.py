@@ -30,9 +30,7 @@ class Record:
     """One execution that runs or ran: what is known of it, growing as output arrives."""
 
     def __init__(self, eid: str, session_id: str, request: ExecutionRequest) -> None:
-        self.facts = Execution(
-            id=eid, session_id=session_id, started_at=datetime.now(UTC), language=request.language
-        )
+        self.facts = Execution(id=eid, session_id=session_id, started_at=datetime.now(UTC), language=request.language)
         self._streams: dict[Stream, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "value": bytearray()}
         self.begun = time.monotonic()
         self.duration_s = 0.0
@@ -91,7 +89,7 @@ class Record:
             return outcome
         try:
             report = msgspec.json.decode(data, type=_Report)
-        except (msgspec.DecodeError, RecursionError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             about = "it is too long" if "value" in self.facts.truncated else str(error)
             self.facts.error = ExecutionError(type="Runtime.InvalidValue", message=f"The value is no JSON: {about}")
             return "error"
@@ -101,7 +99,9 @@ class Record:
         return "error" if report.error is not None else outcome
 
 
-def job_of(request: ExecutionRequest, *, timeout_s: float, env: dict[str, str], context: dict[str, Any]) -> dict[str, Any]:
+def job_of(
+    request: ExecutionRequest, *, timeout_s: float, env: dict[str, str], context: dict[str, Any]
+) -> dict[str, Any]:
     """Return the job that the agent gets; what a field's default says is left out."""
     job: dict[str, Any] = {"timeout_s": timeout_s, "env": env | request.env}
     if request.command is not None:

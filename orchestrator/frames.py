@@ -32,7 +32,7 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     done: bool
 
 
-class Hello(AgentFrame):
+class Hello(AgentFrame, frozen=True):
     """The agent is ready, and answers with what it is bound to and still holds."""
 
     version: int
@@ -42,13 +42,13 @@ class Hello(AgentFrame):
     executions: list[Known]
 
 
-class Bound(AgentFrame):
+class Bound(AgentFrame, frozen=True):
     """The session that the agent serves."""
 
     session: str
 
 
-class Output(AgentFrame):
+class Output(AgentFrame, frozen=True):
     """A piece of one stream; `data` is base64, `seq` counts the execution's pieces from 1."""
 
     id: Eid
@@ -57,7 +57,7 @@ class Output(AgentFrame):
     data: bytes
 
 
-class Result(AgentFrame):
+class Result(AgentFrame, frozen=True):
     """How an execution ended; nothing of it is alive."""
 
     id: Eid
@@ -71,13 +71,13 @@ class Result(AgentFrame):
     truncated: list[Stream]
 
 
-class Pong(AgentFrame):
+class Pong(AgentFrame, frozen=True):
     """The answer to a ping."""
 
     number: int
 
 
-class Fault(AgentFrame):
+class Fault(AgentFrame, frozen=True):
     """The agent cannot serve, and ends."""
 
     message: str
@@ -91,9 +91,10 @@ _encoder = msgspec.json.Encoder()
 def decode(line: bytes | bytearray) -> AnyAgentFrame:
     """Return the frame of a line; ContainerLost when it is none."""
     try:
-        return _decoder.decode(line)
-    except (msgspec.DecodeError, RecursionError) as error:
+        frame: AnyAgentFrame = _decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ContainerLost(f"The agent sent a frame that is none: {error}") from None
+    return frame
 
 
 def encode(kind: str, **fields: Any) -> bytes:
@@ -101,13 +102,16 @@ def encode(kind: str, **fields: Any) -> bytes:
     return _encoder.encode({"type": kind, **fields}) + b"\n"
 
 
-def encode_execute(eid: str, job: dict[str, Any]) -> Iterator[bytes]:
-    """Yield the lines that hand over a job: one, or parts before it when the job is long."""
-    line = encode("execute", id=eid, job=job)
+def encode_execute(eid: str, job: dict[str, Any], *, acks: list[str]) -> Iterator[bytes]:
+    """Yield the lines that hand over a job: one, or parts before it when the job is long.
+
+    `acks` names executions whose results have arrived, so that the agent may forget them.
+    """
+    line = encode("execute", id=eid, job=job, acks=acks)
     if len(line) <= LINE_LIMIT:
         yield line
         return
     body = _encoder.encode({"job": job})
     for start in range(0, len(body), PART):
         yield encode("part", id=eid, data=body[start : start + PART])
-    yield encode("execute", id=eid)
+    yield encode("execute", id=eid, acks=acks)

@@ -17,7 +17,17 @@ HINTS = {
     "no_capabilities": "the engine must drop all capabilities",
     "no_network": "the container must have no interface but lo",
     "read_only_root": "the sandbox's root, /usr and /proc must be read-only",
+    "limits": "the agent must be able to set resource limits on a sandbox (prlimit)",
     "own_uid": "the container must run under the user id that was chosen for it",
+}
+
+# What bubblewrap says when it cannot make a sandbox at all, and what stands in its way.
+COMPLAINTS = {
+    "new namespace": HINTS["user_namespace"],
+    "uid map": HINTS["user_namespace"],
+    "make / slave": "the container's AppArmor or SELinux profile must allow mounts: Docker's own, docker-default, does not",
+    "mount proc": HINTS["pid_namespace"],
+    "Unknown option": "the image's bubblewrap must be 0.8 or newer",
 }
 
 
@@ -25,25 +35,39 @@ def judge(canary: Mapping[str, Any], *, engine: str, uid: int) -> dict[str, bool
     """Return each layer with whether the self-test proves it. What the report lacks is not proven."""
 
     def refused(*names: str) -> bool:
-        return all(canary.get(name) in REFUSED for name in names)
+        return all(str(canary.get(name)) in REFUSED for name in names)
 
-    filters, outer = canary.get("seccomp_filters"), canary.get("agent_seccomp")
-    counted = isinstance(filters, int) and isinstance(outer, int)
-    processes = canary.get("processes")
+    filters, outer = _count(canary.get("seccomp_filters")), _count(canary.get("agent_seccomp"))
+    processes, limits = canary.get("processes"), canary.get("limits")
     return {
         "container": engine == "docker",
         "user_namespace": canary.get("uid") == SANDBOX_UID and refused("unshare"),
         "pid_namespace": isinstance(processes, int) and 0 < processes <= 3,
-        "outer_seccomp": counted and outer >= 1,
-        "inner_seccomp": counted and filters > outer,
+        "outer_seccomp": outer >= 1,
+        "inner_seccomp": filters > outer >= 0,
         "no_new_privs": canary.get("no_new_privs") == 1,
         "no_capabilities": canary.get("capabilities") == 0,
-        "no_network": canary.get("interfaces") == ["lo"] and canary.get("connect") in UNREACHABLE,
+        "no_network": canary.get("interfaces") == ["lo"] and str(canary.get("connect")) in UNREACHABLE,
         "read_only_root": refused("write_root", "write_usr", "write_proc"),
+        "limits": isinstance(limits, dict) and len(limits) > 0 and all(_finite(value) for value in limits.values()),
         "own_uid": canary.get("agent_uid") == uid,
     }
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) else -1
+
+
+def _finite(limit: Any) -> bool:
+    return _count(limit) >= 0  # RLIM_INFINITY is -1
 
 
 def explain(missing: set[str]) -> str:
     """Return a sentence that names the missing layers and what to change."""
     return "; ".join(f"{layer} is missing: {HINTS[layer]}" for layer in sorted(missing))
+
+
+def explain_complaint(said: str) -> str:
+    """Return what the agent said when its self-test did not run, with what to change where that is known."""
+    hints = [hint for words, hint in COMPLAINTS.items() if words in said]
+    return f"{said}: {hints[0]}" if hints else said

@@ -11,7 +11,8 @@ NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z"
 
 Id = Annotated[str, Meta(pattern=ID_PATTERN, description="1 to 63 letters, digits, `_` or `-`")]
 EnvName = Annotated[str, Meta(pattern=NAME_PATTERN)]
-Env = Annotated[dict[EnvName, Annotated[str, Meta(max_length=32768)]], Meta(max_length=256)]
+EnvText = Annotated[str, Meta(pattern=r"^[^\x00]*\Z", max_length=32768)]  # a null byte fits no environment
+Env = Annotated[dict[EnvName, EnvText], Meta(max_length=256)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=32)
 ]
@@ -30,7 +31,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a client sends: an unknown field is refused."""
 
 
-class SessionRequest(Request):
+class SessionRequest(Request, frozen=True):
     """Start a session; without `id` it gets one."""
 
     id: Id | None = None
@@ -42,7 +43,7 @@ class SessionRequest(Request):
     network: Literal["none"] = "none"
 
 
-class SessionPatch(Request):
+class SessionPatch(Request, frozen=True):
     """Extend a session: its life counts anew from now."""
 
     ttl_s: Seconds | None = None
@@ -50,7 +51,7 @@ class SessionPatch(Request):
     metadata: Metadata | None = None
 
 
-class ExecutionRequest(Request):
+class ExecutionRequest(Request, frozen=True):
     """Run code or a command.
 
     `code` that defines the handler is called with `event`, and with a context when it takes two
@@ -70,7 +71,7 @@ class ExecutionRequest(Request):
     timeout_s: Seconds | None = None
 
 
-class OneShotRequest(ExecutionRequest):
+class OneShotRequest(ExecutionRequest, frozen=True):
     """Run once in a fresh container, which is gone afterwards."""
 
     template: str | None = None

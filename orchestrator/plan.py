@@ -23,7 +23,8 @@ class View:
     """Everything that a plan depends on; times in seconds.
 
     `seen` is None when the engine was not asked or did not answer: then nothing is concluded from
-    absence. `known` was copied after the engine was asked, `ready` and `sessions` before.
+    absence. Nor is it for a container that is not `older`: started before the engine was asked.
+    Everything else was copied after that.
     """
 
     pools: Mapping[str, PoolView]
@@ -31,6 +32,7 @@ class View:
     overdue: Mapping[str, EndReason]
     lost: frozenset[str]
     known: frozenset[str]
+    older: frozenset[str]
     seen: Mapping[str, Seen] | None
     room: int
     max_age_s: float
@@ -91,7 +93,7 @@ def _start(made: Plan, template: str, pool: PoolView, wanted: int, room: int) ->
 def _is_gone(view: View, name: str) -> bool:
     if name in view.lost:
         return True
-    if view.seen is None:
+    if view.seen is None or name not in view.older:
         return False
     seen = view.seen.get(name)
     return seen is None or not seen.running

@@ -44,9 +44,9 @@ class Pool:
         Unavailable when none came in time. Who gives up hands back what arrived meanwhile.
         """
         self._wake()
-        while self.ready:
-            container = self.ready.popleft()
-            if container.lost_reason is None:
+        for container in self.ready:
+            if container.lost_reason is None:  # one that is lost stays: the reconciler removes what it finds here
+                self.ready.remove(container)
                 return container, "warm"
         future: asyncio.Future[Container] = asyncio.get_running_loop().create_future()
         self.waiting.append(future)
@@ -64,7 +64,7 @@ class Pool:
 
     def supply(self, container: Container) -> None:
         """Give a started container to the first who waits, or keep it ready."""
-        while self.waiting:
+        while self.waiting and container.lost_reason is None:
             future = self.waiting.popleft()
             if not future.done():
                 future.set_result(container)

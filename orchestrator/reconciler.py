@@ -12,7 +12,7 @@ from orchestrator.engine import Engine, Spec
 from orchestrator.errors import EngineError, SandboxError
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan, PoolView, View, plan
-from orchestrator.pool import Pool
+from orchestrator.pool import Pool, Recipe
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
 
@@ -33,7 +33,8 @@ class Backoff:
 
     def failed(self) -> float:
         """Count a failure; return the pause that follows it."""
-        pause_s = min(LAST_BACKOFF_S, FIRST_BACKOFF_S * 2**self._failures) * random.uniform(0.8, 1.2)  # noqa: S311
+        longest_s: float = FIRST_BACKOFF_S * 2.0**self._failures
+        pause_s = min(LAST_BACKOFF_S, longest_s) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
         self._failures += 1
         self._until = time.monotonic() + pause_s
         return pause_s
@@ -88,7 +89,10 @@ class Reconciler:
             self._tasks.create_task(self._beat())
             while True:
                 self._woken.clear()
-                await self._reconcile(sessions)
+                try:
+                    await self._reconcile(sessions)
+                except Exception:  # a fault of ours in one tick must not end the care of all containers
+                    log.exception("reconcile_failed")
                 due = min((session.due for session in sessions.held.values() if not session.running), default=1e99)
                 wait_s = min(self._look_at, due) - time.monotonic()
                 try:
@@ -100,8 +104,11 @@ class Reconciler:
     async def clear(self) -> None:
         """Remove every container of this instance, those of an earlier life too. EngineError when that fails."""
         names = {seen.name for seen in await self._engine.list()} | set(self.known)
-        async with asyncio.timeout(END_S):
-            results = await asyncio.gather(*(self._engine.remove(name) for name in names), return_exceptions=True)
+        try:
+            async with asyncio.timeout(END_S):
+                results = await asyncio.gather(*map(self._engine.remove, names), return_exceptions=True)
+        except TimeoutError:
+            raise EngineError(f"The engine did not remove {len(names)} containers within {END_S:g} s") from None
         for name, result in zip(names, results, strict=True):
             if isinstance(result, BaseException):
                 log.error("container_left", container=name, error=str(result))
@@ -118,11 +125,7 @@ class Reconciler:
 
     async def _reconcile(self, sessions: Sessions) -> None:
         begun = time.monotonic()
-        held = {sid: session.container.name for sid, session in sessions.held.items()}
-        ready = {
-            template: {container.name: begun - container.ready_at for container in pool.ready}
-            for template, pool in self._pools.items()
-        }
+        older = frozenset(name for name, container in self.known.items() if container.ready_at)
         seen = None
         result = "woken"
         if begun >= self._look_at:
@@ -142,15 +145,16 @@ class Reconciler:
                         size=0 if sessions.draining else pool.recipe.template.pool_size,
                         waiting=len(pool.waiting),
                         starting=len(pool.starting),
-                        ready=ready[template],
+                        ready={container.name: now - container.ready_at for container in pool.ready},
                         may_start=self._backoffs[template].may_start(now) - len(pool.starting),
                     )
                     for template, pool in self._pools.items()
                 },
-                sessions=held,
+                sessions={sid: session.container.name for sid, session in sessions.held.items()},
                 overdue={sid: reason for sid, session in sessions.held.items() if (reason := session.overdue(now))},
                 lost=frozenset(name for name, container in self.known.items() if container.lost_reason is not None),
                 known=frozenset(self.known),
+                older=older,
                 seen=seen,
                 room=self._settings.max_containers - len(self.known),
                 max_age_s=self._settings.max_age_seconds,
@@ -184,21 +188,10 @@ class Reconciler:
 
     def _new(self, pool: Pool) -> Container:
         """Register a container under a name of ours and a user id of its own, before it exists."""
-        settings, template = self._settings, pool.recipe.template
         taken = {container.spec.uid for container in self.known.values()}
-        workspace, scratch = template.workspace_kb << 10, settings.scratch_limit << 10
-        spec = Spec(
-            name=f"sandbox-{settings.instance}-{secrets.token_hex(6)}",
-            image=template.image,
-            uid=next(uid for uid in range(settings.uid_base, 1 << 31) if uid not in taken),
-            cpus=template.cpu_quota,
-            memory_bytes=(template.memory_kb << 10) + AGENT_HEADROOM + workspace + scratch,
-            workspace_bytes=workspace,
-            scratch_bytes=scratch,
-            labels={"sandbox.template": template.name},
-            runtime=pool.recipe.runtime,
-        )
-        container = Container(spec, template.name, output_limit=settings.max_output, on_lost=lambda _: self.wake())
+        uid = next(uid for uid in range(self._settings.uid_base, 1 << 31) if uid not in taken)
+        spec, name = spec_of(self._settings, pool.recipe, uid=uid), pool.recipe.template.name
+        container = Container(spec, name, output_limit=self._settings.max_output, on_lost=lambda _: self.wake())
         self.known[spec.name] = container
         pool.starting.add(spec.name)
         return container
@@ -206,24 +199,18 @@ class Reconciler:
     async def _start(self, container: Container, pool: Pool) -> None:
         settings, template = self._settings, pool.recipe.template
         begun = time.monotonic()
-        limits = {
-            "memory_bytes": template.memory_kb << 10,
-            "file_bytes": template.workspace_kb << 10,
-            "processes": settings.processes,
-            "open_files": 256,
-            "keep_bytes": settings.max_output,
-            "drain_bytes": settings.drain_output,
-            "preboot": pool.recipe.preboot,
-        }
         result = "error"
         try:
             async with asyncio.timeout(settings.start_timeout_seconds):
-                await container.start(self._engine, limits)
+                await container.start(self._engine, limits_of(settings, pool.recipe))
             result = "ok"
         except TimeoutError:
             self._start_failed(container, pool, "the container gave no sign of life in time")
         except SandboxError as error:
             self._start_failed(container, pool, error.detail)
+        except Exception as error:  # whatever it was, only this container is lost by it
+            log.exception("container_start_broke")
+            self._start_failed(container, pool, f"{type(error).__name__}: {error}")
         else:
             pool.starting.discard(container.name)
             self._backoffs[template.name].succeeded()
@@ -253,8 +240,10 @@ class Reconciler:
                 break
             except EngineError as error:
                 self._note_engine_fault(error)
-                await asyncio.sleep(pause_s)
-                pause_s = min(LAST_BACKOFF_S, 2 * pause_s)
+            except Exception:  # whatever it was, the container may still be there
+                log.exception("container_remove_broke", container=name)
+            await asyncio.sleep(pause_s)
+            pause_s = min(LAST_BACKOFF_S, 2 * pause_s)
         self.known.pop(name, None)
         del self._removing[name]
         self._metrics.containers_removed.labels(reason).inc()
@@ -274,3 +263,34 @@ class Reconciler:
                     self._metrics.heartbeats_missed.inc()
                     if container.missed_beats >= self._settings.heartbeat_misses:
                         container.lose("the agent missed its heartbeats")
+
+
+def spec_of(settings: Settings, recipe: Recipe, *, uid: int) -> Spec:
+    """Return the container to start for a recipe, under a new name of ours."""
+    template = recipe.template
+    workspace, scratch = template.workspace_kb << 10, settings.scratch_limit << 10
+    return Spec(
+        name=f"sandbox-{settings.instance}-{secrets.token_hex(6)}",
+        image=template.image,
+        uid=uid,
+        cpus=template.cpu_quota,
+        memory_bytes=(template.memory_kb << 10) + AGENT_HEADROOM + workspace + scratch,
+        workspace_bytes=workspace,
+        scratch_bytes=scratch,
+        labels={"sandbox.template": template.name},
+        runtime=recipe.runtime,
+    )
+
+
+def limits_of(settings: Settings, recipe: Recipe) -> dict[str, int]:
+    """Return the limits that the agent puts on every execution."""
+    template = recipe.template
+    return {
+        "memory_bytes": template.memory_kb << 10,
+        "file_bytes": template.workspace_kb << 10,
+        "processes": settings.processes,
+        "open_files": 256,
+        "keep_bytes": settings.max_output,
+        "drain_bytes": settings.drain_output,
+        "preboot": recipe.preboot,
+    }

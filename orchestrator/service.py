@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import signal
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from orchestrator import models
 from orchestrator.engine import Engine
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.engine.local import LocalEngine
-from orchestrator.errors import EngineError, SettingsError
+from orchestrator.errors import BrokenReconciler, EngineError, SettingsError
 from orchestrator.metrics import Metrics
 from orchestrator.pool import Pool, Recipe
 from orchestrator.reconciler import Reconciler
@@ -31,9 +32,7 @@ class Service:
         self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
         self.engine = make_engine(settings, self.metrics)
-        self.pools = {
-            name: Pool(recipe, lambda: self.reconciler.wake()) for name, recipe in recipes(settings).items()
-        }
+        self.pools = {name: Pool(recipe, self._wake) for name, recipe in recipes(settings).items()}
         self.reconciler = Reconciler(settings, self.engine, self.pools, self.metrics)
         self.sessions = Sessions(settings, self.pools, self.metrics, self.reconciler.discard)
         self.metrics.read_gauges(self._gauges)
@@ -50,17 +49,23 @@ class Service:
             log.info("engine_found", engine=self.engine.name, **facts)
             await self.reconciler.clear()
             task = asyncio.create_task(self.reconciler.run(self.sessions))
+            task.add_done_callback(end_if_broken)
             try:
                 yield
             finally:
                 await self.sessions.drain(self.settings.drain_seconds)
                 task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
+                await asyncio.wait([task])
                 try:
                     await self.reconciler.clear()
-                except (EngineError, TimeoutError) as error:
-                    log.error("containers_left", error=str(error))
+                except EngineError as error:
+                    log.warning("containers_left", error=error.detail)
                 await self.engine.close()
+            if not task.cancelled():
+                raise BrokenReconciler("The reconciler broke; the log has the cause") from task.exception()
+
+    def _wake(self) -> None:
+        self.reconciler.wake()
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
         for name, pool in self.pools.items():
@@ -73,6 +78,13 @@ class Service:
         yield "executions_in_flight", "Executions that run or queue", {}, self.sessions.in_flight
         yield "containers", "Containers, those that start or are removed included", {}, len(self.reconciler.known)
         yield "ready", "1 when sessions are accepted", {}, float(not self.not_ready())
+
+
+def end_if_broken(task: asyncio.Task[None]) -> None:
+    """End the process when the reconciler ended by itself: whoever restarts it gets a whole one."""
+    if not task.cancelled() and (error := task.exception()) is not None:
+        log.critical("reconciler_broke", exc_info=error)
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def make_engine(settings: Settings, metrics: Metrics) -> Engine:
@@ -100,9 +112,7 @@ def recipes(settings: Settings) -> dict[str, Recipe]:
             network="none",
             languages=list(models.LANGUAGES),
         )
-        made[name] = Recipe(
-            template=template, preboot=int(recipe.preboot or settings.preboot), runtime=recipe.runtime
-        )
+        made[name] = Recipe(template=template, preboot=int(recipe.preboot or settings.preboot), runtime=recipe.runtime)
     return made
 
 
@@ -110,15 +120,24 @@ def recipes(settings: Settings) -> dict[str, Recipe]:
 def lock(settings: Settings) -> Iterator[None]:
     """Hold the instance: a second orchestrator would remove this one's containers. SettingsError when held."""
     directory = Path(settings.state_dir)
-    directory.mkdir(mode=0o711, parents=True, exist_ok=True)
     path = directory / f"{settings.instance}.lock"
-    with path.open("w") as file:
+    try:
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        if (owner := directory.stat().st_uid) != os.geteuid():
+            raise SettingsError(
+                f"SANDBOX_STATE_DIR={directory} belongs to user {owner}: choose a directory of your own"
+            )
+        # Not through a link: the default lies in a directory where everybody may write.
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SettingsError(f"SANDBOX_STATE_DIR={directory} cannot be used: {error.strerror}: {path}") from None
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             raise SettingsError(
                 f"Another orchestrator runs as SANDBOX_INSTANCE={settings.instance}: stop it, or choose another name"
             ) from None
-        file.write(str(os.getpid()))
-        file.flush()
         yield
+    finally:
+        os.close(fd)

@@ -101,7 +101,7 @@ class Sessions:
         self._opening: dict[str, asyncio.Event] = {}
         self._ended: OrderedDict[str, EndReason] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
-        self.one_shots: dict[str, Container] = {}
+        self.one_shots: set[str] = set()
 
     # --- life
 
@@ -111,6 +111,7 @@ class Sessions:
         if sid in self.held or sid in self._opening:
             raise SessionExists(f"There is a session {sid} already: choose another id, or end it first")
         ttl_s = self._ttl(request.ttl_s)
+        self._admit()
         opened = self._opening[sid] = asyncio.Event()
         try:
             container, source = await self._acquire(request.template)
@@ -206,15 +207,17 @@ class Sessions:
         """Run one execution in a fresh container that is destroyed afterwards."""
         timeout_s = self._check(request)
         name = f"once-{secrets.token_hex(8)}"
-        container, _ = await self._acquire(request.template)
-        self.one_shots[name] = container
+        self.one_shots.add(name)
         try:
-            await container.bind(name)
-            record = Record(f"e{secrets.token_hex(10)}", name, request)
-            await self._execute(record, container, request, timeout_s, {})
+            container, _ = await self._acquire(request.template)
+            try:
+                await container.bind(name)
+                record = Record(f"e{secrets.token_hex(10)}", name, request)
+                await self._execute(record, container, request, timeout_s, {})
+            finally:
+                self._discard(container, "ended")
         finally:
-            del self.one_shots[name]
-            self._discard(container, "ended")
+            self.one_shots.discard(name)
         return record.facts
 
     def execution(self, sid: str, eid: str) -> Record:
@@ -251,11 +254,15 @@ class Sessions:
                 session.used = time.monotonic()
                 if record.facts.outcome is None:
                     await self._execute(record, session.container, request, timeout_s, session.env)
+                else:  # cancelled while it queued
+                    record.duration_s = time.monotonic() - record.begun
+                    self._account(record)
         finally:
             del session.running[record.id]
             session.used = time.monotonic()
-            while len(session.records) > HISTORY + len(session.running):
-                session.records.popitem(last=False)
+            finished = [eid for eid in session.records if eid not in session.running]
+            for eid in finished[:-HISTORY]:
+                del session.records[eid]
 
     async def _execute(
         self, record: Record, container: Container, request: ExecutionRequest, timeout_s: float, env: dict[str, str]
@@ -299,12 +306,10 @@ class Sessions:
         if pool is None:
             names = ", ".join(self._pools)
             raise UnknownTemplate(f"There is no template {template}: use one of {names}")
-        if self.draining:
-            raise Unavailable("The service is ending: use another one", retry_after_s=5)
-        waiting = sum(len(pool.waiting) for pool in self._pools.values())
-        if len(self.held) + len(self.one_shots) + waiting >= self._settings.max_containers:
+        taken = len(self.held) + len(self._opening) + len(self.one_shots)  # the one that asks included
+        if taken > self._settings.max_containers:
             raise self._refuse("sessions", "All containers are in use: end a session, or try again later")
-        if waiting > self._settings.max_waiting:
+        if sum(len(pool.waiting) for pool in self._pools.values()) > self._settings.max_waiting:
             raise self._refuse("waiting", "Too many sessions wait for a container: try again later")
         begun = time.monotonic()
         container, source = await pool.acquire(self._settings.acquire_timeout_seconds)
@@ -324,6 +329,7 @@ class Sessions:
         timeout_s = request.timeout_s or self._settings.timeout_seconds
         if timeout_s > self._settings.max_timeout_seconds:
             raise TimeoutAboveCap(f"`timeout_s` is at most {self._settings.max_timeout_seconds:g}")
+        self._admit()
         if self.in_flight >= self._settings.max_executions:
             raise self._refuse("executions", "Too many executions run: try again later")
         return timeout_s
@@ -332,6 +338,10 @@ class Sessions:
         if ttl_s is not None and ttl_s > self._settings.max_ttl_seconds:
             raise TimeoutAboveCap(f"`ttl_s` is at most {self._settings.max_ttl_seconds:g}")
         return ttl_s or self._settings.ttl_seconds
+
+    def _admit(self) -> None:
+        if self.draining:
+            raise Unavailable("The service is ending: use another one", retry_after_s=5)
 
     def _refuse(self, reason: str, detail: str) -> TooManyRequests:
         self._metrics.refusals.labels(reason).inc()

@@ -4,7 +4,7 @@ import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -13,12 +13,9 @@ from orchestrator.errors import SettingsError
 from orchestrator.models import ID_PATTERN
 
 PREFIX = "SANDBOX_"
+CLIENT = {"SANDBOX_URL", "SANDBOX_API_KEY"}  # what the SDK reads, and `orchestrator run`
 Positive = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=ID_PATTERN)]
-
-
-def _about(kind: Any, text: str) -> Any:
-    return Annotated[kind, Meta(description=text)]
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,56 +33,85 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """The service's settings, in the order of docs/configuration.md."""
 
-    host: _about(str, "address to listen on; one that is not loopback needs API keys") = "127.0.0.1"
-    port: _about(Annotated[int, Meta(ge=1, le=65535)], "port to listen on") = 8000
-    api_keys: _about(
-        dict[Name, Annotated[str, Meta(min_length=16)]], "`name:key` pairs, separated by commas; keys of 16+ characters"
-    ) = {}
-    allow_unauthenticated: _about(bool, "serve a non-loopback address without API keys") = False
-    engine: _about(Literal["docker", "local"], "where containers come from; `local` is bubblewrap alone") = "docker"
-    instance: _about(Name, "which containers of the engine are ours; one orchestrator per instance") = "default"
-    image: _about(str, "image of the default template") = "sandbox-python:latest"
-    templates_file: _about(str | None, "TOML file with one table per further template") = None
-    uid_base: _about(
-        Annotated[int, Meta(ge=1000)], "first user id of containers; each running container has its own above it"
-    ) = 60706
-    state_dir: _about(str, "directory for the instance lock and the local engine's files") = "/tmp/sandbox-orchestrator"
+    host: Annotated[str, Meta(description="address to listen on; one that is not loopback needs API keys")] = (
+        "127.0.0.1"
+    )
+    port: Annotated[int, Meta(ge=1, le=65535, description="port to listen on")] = 8000
+    api_keys: Annotated[
+        dict[Name, Annotated[str, Meta(min_length=16)]],
+        Meta(description="`name:key` pairs, separated by commas; keys of 16+ characters"),
+    ] = {}
+    allow_unauthenticated: Annotated[bool, Meta(description="serve a non-loopback address without API keys")] = False
+    engine: Annotated[
+        Literal["docker", "local"], Meta(description="where containers come from; `local` is bubblewrap alone")
+    ] = "docker"
+    instance: Annotated[
+        Name, Meta(description="which containers of the engine are ours; one orchestrator per instance")
+    ] = "default"
+    image: Annotated[str, Meta(description="image of the default template")] = "sandbox-python:latest"
+    templates_file: Annotated[str | None, Meta(description="TOML file with one table per further template")] = None
+    uid_base: Annotated[
+        int, Meta(ge=1000, description="first user id of containers; each running container has its own above it")
+    ] = 60706
+    state_dir: Annotated[str, Meta(description="directory for the instance lock and the local engine's files")] = (
+        "/tmp/sandbox-orchestrator"  # noqa: S108 - see service.lock for what makes it safe
+    )
 
-    cpu_quota: _about(Positive, "cores that a container may use, never more than the host has") = 2.0
-    memory_limit: _about(Annotated[int, Meta(ge=32768)], "KB that user code may use") = 131072
-    workspace_limit: _about(Annotated[int, Meta(ge=1024)], "KB of files that a session may keep in /workspace") = 65536
-    scratch_limit: _about(Annotated[int, Meta(ge=1024)], "KB of /tmp and /dev/shm of all executions together") = 65536
-    allow_network: _about(bool, "sessions may be given egress (there is none yet: every session has `none`)") = True
-    timeout_seconds: _about(Positive, "timeout of an execution that names none") = 300.0
-    max_timeout_seconds: _about(Positive, "longest timeout that an execution may ask for") = 3600.0
-    max_output: _about(Annotated[int, Meta(ge=1024)], "bytes kept of stdout, of stderr and of the value") = 1048576
-    drain_output: _about(Annotated[int, Meta(ge=1024)], "bytes of one stream that end an execution") = 16777216
-    processes: _about(Annotated[int, Meta(ge=8, le=128)], "processes and threads of one execution") = 64
-    max_body: _about(Annotated[int, Meta(ge=1024)], "bytes of a request body") = 8388608
+    cpu_quota: Annotated[Positive, Meta(description="cores that a container may use, never more than the host has")] = (
+        2.0
+    )
+    memory_limit: Annotated[int, Meta(ge=32768, description="KB that user code may use")] = 131072
+    workspace_limit: Annotated[int, Meta(ge=1024, description="KB of files that a session may keep in /workspace")] = (
+        65536
+    )
+    scratch_limit: Annotated[int, Meta(ge=1024, description="KB of /tmp and /dev/shm of all executions together")] = (
+        65536
+    )
+    allow_network: Annotated[
+        bool, Meta(description="sessions may be given egress (there is none yet: every session has `none`)")
+    ] = True
+    timeout_seconds: Annotated[Positive, Meta(description="timeout of an execution that names none")] = 300.0
+    max_timeout_seconds: Annotated[Positive, Meta(description="longest timeout that an execution may ask for")] = 3600.0
+    max_output: Annotated[int, Meta(ge=1024, description="bytes kept of stdout, of stderr and of the value")] = 1048576
+    drain_output: Annotated[int, Meta(ge=1024, description="bytes of one stream that end an execution")] = 16777216
+    processes: Annotated[int, Meta(ge=8, le=128, description="processes and threads of one execution")] = 64
+    max_body: Annotated[int, Meta(ge=1024, description="bytes of a request body")] = 8388608
 
-    pool_size: _about(Annotated[int, Meta(ge=0, le=400)], "containers kept ready for the default template") = 2
-    preboot: _about(Annotated[int, Meta(ge=1, le=16)], "sandboxes that wait in every container") = 2
-    max_containers: _about(Annotated[int, Meta(ge=1, le=450)], "containers in all, those that start included") = 64
-    max_age_seconds: _about(Positive, "life of a ready container that nobody takes") = 3600.0
-    acquire_timeout_seconds: _about(Positive, "longest wait for a container") = 30.0
-    ttl_seconds: _about(Positive, "life of a session that names none") = 3600.0
-    max_ttl_seconds: _about(Positive, "longest life that a session may ask for") = 86400.0
-    idle_timeout_seconds: _about(Positive, "silence that ends a session that names none") = 600.0
-    session_executions: _about(Annotated[int, Meta(ge=1, le=64)], "executions of one session that run at once") = 4
-    max_executions: _about(Annotated[int, Meta(ge=1)], "executions of all sessions that run or queue at once") = 256
-    max_waiting: _about(Annotated[int, Meta(ge=0)], "sessions that wait for a container at once") = 256
+    pool_size: Annotated[int, Meta(ge=0, le=400, description="containers kept ready for the default template")] = 2
+    preboot: Annotated[int, Meta(ge=1, le=16, description="sandboxes that wait in every container")] = 2
+    max_containers: Annotated[int, Meta(ge=1, le=450, description="containers in all, those that start included")] = 64
+    max_age_seconds: Annotated[Positive, Meta(description="life of a ready container that nobody takes")] = 3600.0
+    acquire_timeout_seconds: Annotated[Positive, Meta(description="longest wait for a container")] = 30.0
+    ttl_seconds: Annotated[Positive, Meta(description="life of a session that names none")] = 3600.0
+    max_ttl_seconds: Annotated[Positive, Meta(description="longest life that a session may ask for")] = 86400.0
+    idle_timeout_seconds: Annotated[Positive, Meta(description="silence that ends a session that names none")] = 600.0
+    session_executions: Annotated[int, Meta(ge=1, le=64, description="executions of one session that run at once")] = 4
+    max_executions: Annotated[int, Meta(ge=1, description="executions of all sessions that run or queue at once")] = 256
+    max_waiting: Annotated[int, Meta(ge=0, description="sessions that wait for a container at once")] = 256
 
-    engine_timeout_seconds: _about(Positive, "deadline of one call to the engine") = 15.0
-    start_timeout_seconds: _about(Positive, "deadline of a container's start and self-test") = 30.0
-    heartbeat_seconds: _about(Positive, "time between two pings of a container's agent") = 5.0
-    heartbeat_misses: _about(Annotated[int, Meta(ge=1)], "unanswered pings that make a container lost") = 3
-    reconcile_seconds: _about(Positive, "time between two looks at the engine when nothing happens") = 5.0
-    grace_seconds: _about(Positive, "time beyond its timeout after which an execution's container is destroyed") = 5.0
-    drain_seconds: _about(Positive, "time that running executions get at the end of the service") = 20.0
-    on_exit: _about(Literal["remove"], "what becomes of sessions at the end of the service") = "remove"
+    engine_timeout_seconds: Annotated[Positive, Meta(description="deadline of one call to the engine")] = 15.0
+    start_timeout_seconds: Annotated[Positive, Meta(description="deadline of a container's start and self-test")] = 30.0
+    heartbeat_seconds: Annotated[Positive, Meta(description="time between two pings of a container's agent")] = 5.0
+    heartbeat_misses: Annotated[int, Meta(ge=1, description="unanswered pings that make a container lost")] = 3
+    reconcile_seconds: Annotated[
+        Positive, Meta(description="time between two looks at the engine when nothing happens")
+    ] = 5.0
+    grace_seconds: Annotated[
+        Positive, Meta(description="time beyond its timeout after which an execution's container is destroyed")
+    ] = 5.0
+    drain_seconds: Annotated[
+        Positive, Meta(description="time that running executions get at the end of the service")
+    ] = 20.0
+    on_exit: Annotated[Literal["remove"], Meta(description="what becomes of sessions at the end of the service")] = (
+        "remove"
+    )
 
-    log_level: _about(Literal["debug", "info", "warning", "error"], "least level that is logged") = "info"
-    log_format: _about(Literal["auto", "json", "console"], "`auto`: JSON unless stderr is a terminal") = "auto"
+    log_level: Annotated[
+        Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")
+    ] = "info"
+    log_format: Annotated[
+        Literal["auto", "json", "console"], Meta(description="`auto`: JSON unless stderr is a terminal")
+    ] = "auto"
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work or are not safe; msgspec turns ValueError into its own."""
@@ -138,7 +164,7 @@ def load(environ: Mapping[str, str]) -> Settings:
     hints = get_type_hints(Settings, include_extras=True)
     values = {}
     for variable, text in environ.items():
-        if not variable.startswith(PREFIX) or variable.startswith(PREFIX + "TEST_"):
+        if not variable.startswith(PREFIX) or variable.startswith(PREFIX + "TEST_") or variable in CLIENT:
             continue
         field = variable.removeprefix(PREFIX).lower()
         if field not in hints:
@@ -202,10 +228,16 @@ def describe() -> list[tuple[str, str, str, str]]:
     for field in msgspec.structs.fields(Settings):
         kind = hints[field.name]
         about = [meta.description for meta in kind.__metadata__ if isinstance(meta, Meta) and meta.description]
-        default = field.default if field.default is not msgspec.NODEFAULT else field.default_factory()  # type: ignore[operator]
+        default = field.default if field.default is not msgspec.NODEFAULT else cast(Any, field.default_factory)()
         if isinstance(default, bool):
             shown = str(default).lower()
         else:
-            shown = "" if default is None or default == {} else f"{default:g}" if isinstance(default, float) else str(default)
+            shown = (
+                ""
+                if default is None or default == {}
+                else f"{default:g}"
+                if isinstance(default, float)
+                else str(default)
+            )
         rows.append((PREFIX + field.name.upper(), shown, allowed(kind), about[-1]))
     return rows

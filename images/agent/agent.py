@@ -73,6 +73,9 @@ class Agent:
         self._heard_at = time.monotonic()
         for line in self._lines.feed(data):
             if (frame := decode(line)) is not None:
+                for eid in frame.get("acks", ()):
+                    if (execution := self._executions.get(eid)) and execution.result is not None:
+                        del self._executions[eid]
                 handle = getattr(self, f"_on_{frame.get('type')}", None)
                 if handle is not None:
                     handle(frame)
@@ -135,10 +138,6 @@ class Agent:
         if execution := self._executions.get(frame["id"]):
             execution.stop("cancelled")
 
-    def _on_ack(self, frame: Frame) -> None:
-        if (execution := self._executions.get(frame["id"])) and execution.result is not None:
-            del self._executions[frame["id"]]
-
     def _on_resync(self, frame: Frame) -> None:
         if execution := self._executions.get(frame["id"]):
             execution.resend(frame["seq"])
@@ -173,7 +172,7 @@ class Agent:
             self._stock.append(launcher)
 
     def _boot(self) -> Launcher:
-        return Launcher(self._loop, self._layout, self._filter, bwrap=self._bwrap)
+        return Launcher(self._loop, self._layout, self._filter, self._rlimits, bwrap=self._bwrap)
 
     def _lost(self, launcher: Launcher, message: str) -> None:
         """A waiting sandbox died: say why, and boot another after a pause."""
@@ -210,9 +209,9 @@ class Agent:
         source = Path(__file__).with_name("bootstrap.py")
         py_compile.compile(str(source), cfile=str(self._scratch / "bootstrap.pyc"), doraise=True)
         alone = [name for _, name in socket.if_nameindex()] == ["lo"]
-        rlimits = self._limits.rlimits()
-        self._layout = Layout(self._scratch, self._workspace, share_network=alone, rlimits=rlimits)
-        job = {"code": CANARY, "handler": "canary", "timeout_s": 20.0}
+        self._rlimits = self._limits.rlimits()
+        self._layout = Layout(self._scratch, self._workspace, share_network=alone)
+        job: Frame = {"code": CANARY, "handler": "canary", "timeout_s": 20.0}
         execution = Execution("canary", job, self._limits, self._loop, lambda _frame: None, self._judge)
         try:
             execution.start(self._boot())
@@ -225,6 +224,7 @@ class Agent:
         if report is None or "value" not in report:
             said = execution.message or execution.text("stderr").decode(errors="replace")
             self._fail(f"the self-test did not run: {said.strip() or execution.result}")
+            return
         own = read_proc(os.getpid(), "status").partition(b"Seccomp_filters:")[2].split()
         self._canary = report["value"] | {"agent_uid": os.getuid(), "agent_seccomp": int(own[0]) if own else None}
         self._done(execution)

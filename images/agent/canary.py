@@ -1,7 +1,9 @@
 """The self-test's code: runs as a user's would, and reports what the sandbox lets it do."""
 
-CANARY = '''
-import errno, os, socket
+CANARY = """
+import errno, os, resource, socket
+
+LIMITS = ("NPROC", "NOFILE", "FSIZE", "DATA")
 
 def attempt(action):
     try:
@@ -34,6 +36,7 @@ def canary(event):
         "capabilities": max(int(process[name], 16) for process in (status, one) for name in ("CapEff", "CapBnd")),
         "no_new_privs": int(status["NoNewPrivs"]),
         "seccomp_filters": int(status.get("Seccomp_filters", 0)),
+        "limits": {name: resource.getrlimit(getattr(resource, "RLIMIT_" + name))[1] for name in LIMITS},
         "processes": sum(name.isdigit() for name in os.listdir("/proc")),
         "interfaces": [name for _, name in socket.if_nameindex()],
         "unshare": attempt(unshare),
@@ -42,4 +45,4 @@ def canary(event):
         "write_usr": attempt(lambda: open("/usr/canary", "w")),
         "write_proc": attempt(lambda: open("/proc/self/oom_score_adj", "w")),
     }
-'''
+"""

@@ -1,6 +1,7 @@
 """One execution as the agent sees it: its limits, its numbered output, its result until acknowledged."""
 
 import base64
+import resource
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from loop import Loop, Timer
 
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 SIGKILL_EXIT = 137
+RLIMIT_SIGPENDING = 11  # asm-generic/resource.h; Python has no name for it
 
 
 @dataclass(slots=True, frozen=True)
@@ -28,15 +30,15 @@ class Limits:
     drain_bytes: int
     preboot: int
 
-    def rlimits(self) -> dict[str, int]:
-        """Return the resource limits that the bootstrap sets, by their names without RLIMIT_."""
+    def rlimits(self) -> dict[int, int]:
+        """Return the resource limits of a sandbox's program."""
         return {
-            "NPROC": self.processes,
-            "NOFILE": self.open_files,
-            "FSIZE": self.file_bytes,
-            "DATA": self.memory_bytes,
-            "MEMLOCK": 65536,
-            "SIGPENDING": 256,
+            resource.RLIMIT_NPROC: self.processes,
+            resource.RLIMIT_NOFILE: self.open_files,
+            resource.RLIMIT_FSIZE: self.file_bytes,
+            resource.RLIMIT_DATA: self.memory_bytes,
+            resource.RLIMIT_MEMLOCK: 65536,
+            RLIMIT_SIGPENDING: 256,
         }
 
 

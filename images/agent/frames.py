@@ -42,10 +42,10 @@ class Lines:
         lines = [] if self._dropping else [self._rest + first]
         self._rest, self._dropping = b"", False
         self._keep(last)
-        return lines + whole
+        return [line for line in lines + whole if len(line) < LINE_LIMIT]
 
     def _keep(self, piece: bytes) -> None:
-        if self._dropping or len(self._rest) + len(piece) > LINE_LIMIT:
+        if self._dropping or len(self._rest) + len(piece) >= LINE_LIMIT:
             self._rest, self._dropping = b"", True
         else:
             self._rest += piece

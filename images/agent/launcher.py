@@ -4,9 +4,11 @@ import ctypes
 import json
 import marshal
 import os
+import resource
 import signal
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +19,7 @@ READ_SIZE = 64 * 1024
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 STREAMS = {1: "stdout", 2: "stderr", 3: "value"}
 CLOSED = -1
+CORE = 1  # bytes
 RESERVED_FDS = 16  # descriptors below are a sandbox's own; see `reserve_descriptors`
 
 OutputCallback = Callable[[str, bytes], None]
@@ -34,7 +37,12 @@ class End:
 
 
 def prepare_process() -> None:
-    """Make this process the reaper of every orphan below it, so that their usage can be read."""
+    """Make this process the reaper of every orphan below it, so that their usage can be read.
+
+    No core is dumped below it; a limit of 1 keeps dumps from a handler that the host pipes them to, core(5).
+    """
+    with suppress(ValueError):  # the hard limit is 0: as good
+        resource.setrlimit(resource.RLIMIT_CORE, (CORE, CORE))
     ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     reserve_descriptors()
 
@@ -53,14 +61,15 @@ class Launcher:
     nothing of the sandbox is alive and all its output was delivered.
     """
 
-    def __init__(self, loop: Loop, layout: Layout, seccomp: bytes, *, bwrap: str) -> None:
-        self.on_ready: Callable[[], None] | None = None
+    def __init__(self, loop: Loop, layout: Layout, seccomp: bytes, rlimits: dict[int, int], *, bwrap: str) -> None:
         self.on_output: OutputCallback = lambda _stream, _data: None
         self.on_end: Callable[[End], None] = lambda _end: None
         self.ready = False
         self.started_at: float | None = None
         self._loop = loop
         self._layout = layout
+        self._rlimits = rlimits
+        self._order: tuple[dict[str, Any], bytes] | None = None
         self._exit_code: int | None = None
         self._ended_at: float | None = None
         self._init_pid: int | None = None
@@ -75,10 +84,11 @@ class Launcher:
         self._spawn(bwrap, layout.arguments(self.scratch), seccomp)
 
     def start(self, job: dict[str, Any], stdin: bytes) -> None:
-        """Hand over the job; a sandbox that still boots takes it when it is ready."""
+        """Hand over the job; a sandbox that still boots gets it when it is ready."""
         self.started_at = time.monotonic()
-        self._feed(self._job, marshal.dumps(job))
-        self._feed(self._stdin, stdin)
+        self._order = (job, stdin)
+        if self.ready:
+            self._hand_over()
 
     def kill(self) -> None:
         """Kill the sandbox through the init of its pid namespace: with it dies every process in it."""
@@ -112,8 +122,9 @@ class Launcher:
         for fd in theirs.values():
             os.close(fd)
         ours = {fd: pair[1] for fd, pair in inward.items()} | {fd: pair[0] for fd, pair in outward.items()}
-        with open(f"/proc/{self._pid}/oom_score_adj", "wb", buffering=0) as adjust:
-            adjust.write(b"1000")
+        adjust = os.open(f"/proc/{self._pid}/oom_score_adj", os.O_WRONLY | os.O_CLOEXEC)
+        os.write(adjust, b"1000")
+        os.close(adjust)
         for target, data in ((ARGS_FD, arguments), (SECCOMP_FD, seccomp)):
             os.write(ours[target], data)  # both fit a pipe
             os.close(ours[target])
@@ -167,10 +178,34 @@ class Launcher:
             self._finish()
 
     def _become_ready(self) -> None:
+        """Limit the sandbox from outside, before anything of the user is in it."""
         self.ready = True
-        self._boot_cpu_s = sum(running_s(pid) for pid in (self._pid, self._init_pid, *descendants(self._init_pid)))
-        if self.on_ready is not None:
-            self.on_ready()
+        pids = list(descendants(self._init_pid))
+        self._boot_cpu_s = sum(running_s(pid) for pid in (self._pid, self._init_pid, *pids))
+        try:
+            (self._program_pid,) = pids
+            self._limit(self._rlimits)
+        except (OSError, ValueError) as error:
+            self._boot_errors = f"the sandbox could not be limited: {error}".encode()
+            self.kill()
+            return
+        if self._order is not None:
+            self._hand_over()
+
+    def _hand_over(self) -> None:
+        assert self._order is not None
+        job, stdin = self._order
+        cpu_s = int(job["timeout_s"]) + 2  # should the kill at the timeout ever fail
+        try:
+            self._limit({resource.RLIMIT_CPU: cpu_s})
+        except OSError:  # it died while it waited: its end follows
+            return
+        self._feed(self._job, marshal.dumps(job))
+        self._feed(self._stdin, stdin)
+
+    def _limit(self, rlimits: dict[int, int]) -> None:
+        for limit, value in rlimits.items():
+            resource.prlimit(self._program_pid, limit, (value, value))
 
     # --- streams
 
@@ -287,7 +322,10 @@ def running_s(pid: int | None) -> float:
 def read_proc(pid: int | None, name: str) -> bytes:
     """Read a file of /proc/PID; empty when the process is gone."""
     try:
-        with open(f"/proc/{pid}/{name}", "rb", buffering=0) as file:
-            return file.read()
+        fd = os.open(f"/proc/{pid}/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            return os.read(fd, READ_SIZE)
+        finally:
+            os.close(fd)
     except OSError:
         return b""

@@ -32,15 +32,12 @@ BOOTSTRAP = "/run/bootstrap.pyc"
 class Layout:
     """The fixed part of every sandbox of this agent, and the numbered scratch directories."""
 
-    def __init__(
-        self, scratch: Path, workspace: Path, *, share_network: bool, rlimits: dict[str, int]
-    ) -> None:
+    def __init__(self, scratch: Path, workspace: Path, *, share_network: bool) -> None:
         self._scratch = scratch
         self._workspace = workspace
         self._numbers = 0
         self.program = [sys.executable, "-I", "-S", "-u", BOOTSTRAP]
-        self.program += [f"{name}={value}" for name, value in rlimits.items()]
-        self._head = self._namespaces(share_network) + self._system()
+        self._head = self._namespaces(share_network=share_network) + self._system()
 
     def arguments(self, number: int) -> bytes:
         """Return bwrap's arguments for one scratch number, in the form of `--args FD`."""
@@ -57,8 +54,9 @@ class Layout:
     def make_scratch(self) -> int:
         """Make the directories that become /tmp and /dev/shm of one execution; return their number."""
         self._numbers += 1
-        for name in ("tmp", "shm"):
-            os.makedirs(self._scratch / str(self._numbers) / name, mode=0o700)
+        own = f"{self._scratch}/{self._numbers}"
+        for path in (own, f"{own}/tmp", f"{own}/shm"):
+            os.mkdir(path, 0o700)
         return self._numbers
 
     def remove_scratch(self, number: int) -> Iterator[None]:
@@ -66,7 +64,7 @@ class Layout:
         return remove_tree(self._scratch / str(number))
 
     @staticmethod
-    def _namespaces(share_network: bool) -> list[str]:
+    def _namespaces(*, share_network: bool) -> list[str]:
         words = "--unshare-user --unshare-ipc --unshare-pid --unshare-uts --unshare-cgroup-try --disable-userns"
         words += " --die-with-parent --new-session --clearenv --cap-drop ALL --uid 1000 --gid 1000"
         words += " --setenv PATH /usr/local/bin:/usr/bin:/bin --setenv HOME /workspace --setenv LANG C.UTF-8"
@@ -101,12 +99,13 @@ class Layout:
                 words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
         for name in PROC_DIRS:
             if os.path.exists(f"/proc/{name}"):
-                words += ["--tmpfs", f"/proc/{name}", "--remount-ro", f"/proc/{name}"]
+                words += ["--ro-bind", f"{self._scratch}/empty", f"/proc/{name}"]
         return words
 
 
 def make_etc(target: Path) -> None:
     """Make the /etc of every sandbox: few files, none that names the host."""
+    target.with_name("empty").mkdir()
     for name in ETC:
         source = Path("/etc", name)
         (target / name).parent.mkdir(parents=True, exist_ok=True)

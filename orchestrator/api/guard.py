@@ -3,13 +3,14 @@
 import hashlib
 import hmac
 from collections.abc import Mapping
+from typing import Any
 
 from litestar.connection import ASGIConnection
 from litestar.datastructures import MutableScopeHeaders
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Message, Scope
 
-from orchestrator.errors import Unauthorized, UnsupportedMediaType
+from orchestrator.errors import NotFound, Unauthorized, UnsupportedMediaType
 
 OPEN = "open"  # handlers with this option are served without a key
 ACCEPTS = "accepts"  # the media type of a handler's body, when it is not JSON
@@ -33,11 +34,13 @@ class Gate:
         self._hashes = {name: _hash(key) for name, key in keys.items()}
         self._local_only = local_only and not keys
 
-    def check(self, connection: ASGIConnection, handler: BaseRouteHandler) -> None:
-        """Raise Unauthorized or UnsupportedMediaType for a request that may not pass."""
+    def check(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
+        """Raise Unauthorized, NotFound or UnsupportedMediaType for a request that may not pass."""
         if not handler.opt.get(OPEN):
             self._check_caller(connection.headers)
-        if connection.scope["method"] in WITH_BODY:
+        if connection.scope["raw_path"].startswith(b"/v1/") and connection.scope["raw_path"].endswith(b"/"):
+            raise NotFound("There is nothing at this path: leave out the slash at its end")  # Litestar would ignore it
+        if connection.scope.get("method") in WITH_BODY:
             check_body(connection.headers, handler.opt.get(ACCEPTS, "application/json"))
 
     def _check_caller(self, headers: Mapping[str, str]) -> None:
@@ -64,7 +67,7 @@ def check_body(headers: Mapping[str, str], accepted: str) -> None:
         raise UnsupportedMediaType(f"Send the body as Content-Type: {accepted}")
 
 
-async def add_headers(message: Message, scope: Scope) -> None:
+async def add_headers(message: Message, _scope: Scope) -> None:
     """Add the security headers to every response."""
     if message["type"] == "http.response.start":
         headers = MutableScopeHeaders.from_message(message)

@@ -1,12 +1,13 @@
 """The native door, `/v1`."""
 
 from bisect import bisect_right
-from typing import Annotated
+from typing import Annotated, Any
 
-from litestar import Response, Router, delete, get, patch, post
+from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
+from orchestrator.api.waiting import while_connected
 from orchestrator.models import (
     ID_PATTERN,
     Execution,
@@ -68,9 +69,9 @@ async def end_session(service: Service, sid: Sid) -> None:
 
 
 @post("/sessions/{sid:str}/executions", status_code=HTTP_200_OK, summary="Execute")
-async def execute(service: Service, sid: Sid, data: ExecutionRequest) -> Execution:
-    """Run code or a command to its end. A failing code is an outcome, not an HTTP error."""
-    return await service.sessions.execute(sid, data)
+async def execute(service: Service, request: Request[Any, Any, Any], sid: Sid, data: ExecutionRequest) -> Execution:
+    """Run code or a command to its end; who disconnects cancels it. A failing code is an outcome, not an HTTP error."""
+    return await while_connected(request, service.sessions.execute(sid, data))
 
 
 @get("/sessions/{sid:str}/executions", summary="List executions")
@@ -92,9 +93,9 @@ async def cancel_execution(service: Service, sid: Sid, eid: Eid) -> None:
 
 
 @post("/execute", status_code=HTTP_200_OK, summary="Execute once")
-async def execute_once(service: Service, data: OneShotRequest) -> Execution:
+async def execute_once(service: Service, request: Request[Any, Any, Any], data: OneShotRequest) -> Execution:
     """Run one execution in a fresh container that is destroyed afterwards."""
-    return await service.sessions.execute_once(data)
+    return await while_connected(request, service.sessions.execute_once(data))
 
 
 @get("/templates", summary="List templates")
@@ -128,9 +129,7 @@ async def read_pool(service: Service) -> PoolPage:
 @get("/isolation", summary="Read the isolation")
 async def read_isolation(service: Service) -> Isolation:
     """Return the layers that the self-test of the newest container observed active."""
-    return Isolation(
-        engine=service.engine.name, layers=service.reconciler.layers, observed=service.reconciler.canary
-    )
+    return Isolation(engine=service.engine.name, layers=service.reconciler.layers, observed=service.reconciler.canary)
 
 
 router = Router(

@@ -13,9 +13,7 @@ from orchestrator.service import Service
 @get("/health", opt={OPEN: True}, tags=["operations"], summary="Is the process alive")
 async def health(service: Service) -> Health:
     """Answer whenever the process lives, whatever the engine does."""
-    return Health(
-        status="ok", version=__version__, engine=service.engine.name, layers=service.reconciler.layers
-    )
+    return Health(status="ok", version=__version__, engine=service.engine.name, layers=service.reconciler.layers)
 
 
 @get("/ready", opt={OPEN: True}, tags=["operations"], summary="Are sessions accepted")

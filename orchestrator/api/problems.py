@@ -34,6 +34,10 @@ def problem_of(request: Request[Any, Any, Any], error: Exception) -> Problem:
             return errors.InvalidRequest(_explain(error)).problem()
         case HTTPException() if error.status_code in OF_STATUS:
             return OF_STATUS[error.status_code](_sentence(error, request)).problem()
+        case UnicodeDecodeError():
+            return errors.InvalidRequest("The body is not UTF-8: encode it so").problem()
+        case HTTPException(detail="client disconnected prematurely"):  # Litestar's 500; nobody reads the answer
+            return errors.InvalidRequest("The body ended before its end").problem()
         case RecursionError():
             return errors.InvalidRequest("The body is nested too deeply: flatten it").problem()
         case _:
@@ -68,5 +72,3 @@ def _sentence(error: HTTPException, request: Request[Any, Any, Any]) -> str:
     if error.status_code == errors.BodyTooLarge.status:
         return "The body is larger than this service takes: see SANDBOX_MAX_BODY"
     return error.detail
-
-

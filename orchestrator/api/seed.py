@@ -10,6 +10,7 @@ from litestar.status_codes import HTTP_200_OK
 
 from orchestrator import errors, models
 from orchestrator.api.problems import problem_of
+from orchestrator.api.waiting import while_connected
 from orchestrator.models import ID_PATTERN, ExecutionRequest, OneShotRequest, Seconds, SessionRequest
 from orchestrator.service import Service
 
@@ -22,7 +23,7 @@ CODES = {
 LIMIT_STATUS, TIMEOUT_STATUS = 429, 408
 
 
-class NewSession(models.Request):
+class NewSession(models.Request, frozen=True):
     """What the seed lets a session ask for. Limits are the template's: they are accepted, not applied."""
 
     size: int | None = None
@@ -32,7 +33,7 @@ class NewSession(models.Request):
     timeout: Seconds | None = None
 
 
-class Code(models.Request):
+class Code(models.Request, frozen=True):
     """Code to execute."""
 
     code: str
@@ -44,7 +45,7 @@ class Code(models.Request):
     output_params: list[Annotated[str, msgspec.Meta(pattern=models.NAME_PATTERN)]] = []
 
 
-class Command(models.Request):
+class Command(models.Request, frozen=True):
     """A command, or code with its event."""
 
     command: str | None = None
@@ -54,7 +55,7 @@ class Command(models.Request):
     timeout: Seconds | None = None
 
 
-class Handler(models.Request):
+class Handler(models.Request, frozen=True):
     """A handler to call once, without a session."""
 
     handler_code: str
@@ -118,15 +119,15 @@ async def status(service: Service, sid: Sid) -> dict[str, Any]:
 
 
 @post("/execute_code/{sid:str}", status_code=HTTP_200_OK, summary="Execute code")
-async def execute_code(service: Service, sid: Sid, data: Code) -> Outcome:
+async def execute_code(service: Service, request: Request[Any, Any, Any], sid: Sid, data: Code) -> Outcome:
     """Run code in a session, which is started when it is missing."""
-    request = ExecutionRequest(
+    order = ExecutionRequest(
         language=data.script_type, code=data.code, event=data.event, args=data.args, timeout_s=data.timeout
     )
     if data.output_params:
         code = f"{data.code}\n{_PROBE.format(names=json.dumps(data.output_params))}"
-        request = msgspec.structs.replace(request, code=code, handler="_seed_probe")
-    outcome = outcome_of(await _in_session(service, sid, request))
+        order = msgspec.structs.replace(order, code=code, handler="_seed_probe")
+    outcome = outcome_of(await while_connected(request, _in_session(service, sid, order)))
     if data.output_params and outcome.result is not None:
         both = msgspec.json.decode(outcome.result, type=_WithVariables)
         outcome.result, outcome.output_variables = both.result, both.output_variables
@@ -134,21 +135,19 @@ async def execute_code(service: Service, sid: Sid, data: Code) -> Outcome:
 
 
 @post("/execute/{sid:str}", status_code=HTTP_200_OK, summary="Execute a command")
-async def execute(service: Service, sid: Sid, data: Command) -> Outcome:
+async def execute(service: Service, request: Request[Any, Any, Any], sid: Sid, data: Command) -> Outcome:
     """Run a command, or code with its event, in a session, which is started when it is missing."""
-    request = ExecutionRequest(
+    order = ExecutionRequest(
         command=data.command, code=data.code, event=data.event, args=data.args, timeout_s=data.timeout
     )
-    return outcome_of(await _in_session(service, sid, request))
+    return outcome_of(await while_connected(request, _in_session(service, sid, order)))
 
 
 @post("/v2/execute_code", status_code=HTTP_200_OK, summary="Call a handler")
-async def execute_handler(service: Service, data: Handler) -> Outcome:
+async def execute_handler(service: Service, request: Request[Any, Any, Any], data: Handler) -> Outcome:
     """Call a handler in a fresh container."""
-    request = OneShotRequest(
-        code=data.handler_code, event=data.event, context=data.context, timeout_s=data.timeout
-    )
-    return outcome_of(await service.sessions.execute_once(request))
+    order = OneShotRequest(code=data.handler_code, event=data.event, context=data.context, timeout_s=data.timeout)
+    return outcome_of(await while_connected(request, service.sessions.execute_once(order)))
 
 
 @get("/workspaces", summary="List sessions")
@@ -158,7 +157,7 @@ async def workspaces(service: Service) -> dict[str, Any]:
     return {"workspaces": {sid: {"created_at": session.facts().created_at} for sid, session in held.items()}}
 
 
-class CleanUp(models.Request):
+class CleanUp(models.Request, frozen=True):
     """`force` ends sessions in which something runs as well."""
 
     force: bool = False
@@ -192,13 +191,13 @@ def _seed_probe(event, context):
 """
 
 
-async def _in_session(service: Service, sid: str, request: ExecutionRequest) -> models.Execution:
+async def _in_session(service: Service, sid: str, order: ExecutionRequest) -> models.Execution:
     if sid not in service.sessions.held:
         try:
             await service.sessions.create(SessionRequest(id=sid))
         except errors.SessionExists:
             await service.sessions.settled(sid)
-    return await service.sessions.execute(sid, request)
+    return await service.sessions.execute(sid, order)
 
 
 def outcome_of(execution: models.Execution) -> Outcome:

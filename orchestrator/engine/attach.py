@@ -14,6 +14,7 @@ from orchestrator.engine import Receiver
 from orchestrator.errors import EngineError
 
 STDOUT = 1
+DOCKER_PORT = 2375
 HEADER = 8  # bytes before each block: stream, three zeros, length; Docker's API, "Stream format"
 
 
@@ -92,10 +93,14 @@ class Attachment(asyncio.Protocol):
         return True
 
 
-async def attach(base_url: str, version: str, name: str, receiver: Receiver, *, tls: ssl.SSLContext | None) -> Attachment:
+async def attach(
+    base_url: str, version: str, name: str, receiver: Receiver, *, tls: ssl.SSLContext | None
+) -> Attachment:
     """Attach to a container's stdin, stdout and stderr. OSError or EngineError when that fails."""
     path = f"/v{version}/containers/{urllib.parse.quote(name)}/attach?stream=1&stdin=1&stdout=1&stderr=1"
-    request = f"POST {path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
+    request = (
+        f"POST {path} HTTP/1.1\r\nHost: docker\r\nConnection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: 0\r\n\r\n"
+    )
     loop = asyncio.get_running_loop()
     where = urllib.parse.urlsplit(base_url)
 
@@ -105,7 +110,8 @@ async def attach(base_url: str, version: str, name: str, receiver: Receiver, *, 
     if where.scheme in ("unix", "http+unix"):
         _, attachment = await loop.create_unix_connection(protocol, urllib.parse.unquote(where.path))
     else:
-        _, attachment = await loop.create_connection(protocol, where.hostname, where.port, ssl=tls)
+        address = (where.hostname or "localhost", where.port or DOCKER_PORT)
+        _, attachment = await loop.create_connection(protocol, *address, ssl=tls)
     try:
         await attachment.opened
     except BaseException:

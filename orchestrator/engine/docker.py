@@ -1,7 +1,9 @@
 """Containers from a Docker Engine. The only importer of docker-py."""
 
 import asyncio
+import math
 import os
+import re
 import ssl
 import time
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import requests.exceptions
 from orchestrator.engine import EngineCall, Receiver, Seen, Spec, Wire
 from orchestrator.engine.attach import attach
 from orchestrator.engine.files import images_dir
-from orchestrator.errors import EngineError
+from orchestrator.errors import EngineError, ImageMissing
 
 T = TypeVar("T")
 THREADS = 16
@@ -39,7 +41,7 @@ class DockerEngine:
     name = "docker"
     required_layers = frozenset(
         "container user_namespace outer_seccomp inner_seccomp no_new_privs no_capabilities "
-        "no_network read_only_root own_uid".split()
+        "no_network read_only_root own_uid pid_namespace limits".split()
     )
 
     def __init__(self, instance: str, *, timeout_s: float, record: EngineCall) -> None:
@@ -69,12 +71,23 @@ class DockerEngine:
 
     @cached_property
     def _api(self) -> docker.APIClient:
-        return docker.APIClient(self._url, version="auto", timeout=self._timeout_s, tls=self._tls or False, num_pools=THREADS)
+        tls = self._tls or False
+        try:
+            return docker.APIClient(
+                self._url, version="auto", timeout=math.ceil(self._timeout_s), tls=tls, num_pools=THREADS
+            )
+        except docker.errors.DockerException as error:
+            first: BaseException = error
+            while first.__context__ is not None:
+                first = first.__context__
+            raise EngineError(
+                f"No Docker Engine answers at {self._url} ({first}): start one, set DOCKER_HOST, or join its group"
+            ) from error
 
     async def check(self) -> dict[str, Any]:
-        info = await self._call("info", lambda: self._api.info())
+        info = await self._call("info", self._info)
         version = str(info["ServerVersion"])
-        if tuple(int(part) for part in version.split("+")[0].split("~")[0].split(".")[:2] if part.isdigit()) < OLDEST:
+        if tuple(int(part) for part in re.findall(r"\d+", version)[:2]) < OLDEST:
             raise EngineError(f"Docker Engine {version} is too old: version 20.10 or newer is needed")
         options = " ".join(info.get("SecurityOptions") or [])
         if "seccomp" not in options:
@@ -103,7 +116,7 @@ class DockerEngine:
         tls = None
         if self._tls is not None:
             tls = ssl.create_default_context(cafile=self._tls.ca_cert)
-            tls.load_cert_chain(*self._tls.cert)
+            tls.load_cert_chain(*(self._tls.cert or ()))
         version = await self._call("version", lambda: self._api.api_version)
         begun = time.monotonic()
         try:
@@ -111,7 +124,9 @@ class DockerEngine:
                 wire = await attach(self._url, version, name, receiver, tls=tls)
         except (OSError, TimeoutError) as error:
             self._record("attach", "error", time.monotonic() - begun)
-            raise EngineError(f"The engine did not attach to a container: {error or 'no answer in time'}") from error
+            raise EngineError(
+                f"The engine did not attach to a container: {str(error) or 'no answer in time'}"
+            ) from error
         self._record("attach", "ok", time.monotonic() - begun)
         return wire
 
@@ -151,14 +166,19 @@ class DockerEngine:
             result = "ok"
         except TimeoutError:
             result = "timeout"
-            raise EngineError(f"The engine did not answer `{name}` within {self._timeout_s:g} s", retry_after_s=5) from None
+            raise EngineError(
+                f"The engine did not answer `{name}` within {self._timeout_s:g} s", retry_after_s=5
+            ) from None
         except docker.errors.ImageNotFound as error:
-            raise EngineError(f"The image is missing: {error.explanation}; build it with `make image`") from error
+            raise ImageMissing(f"The image is missing: {error.explanation}; build it with `make image`") from error
         except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
             raise EngineError(f"The engine failed to `{name}`: {error}", retry_after_s=5) from error
         finally:
             self._record(name, result, time.monotonic() - begun)
         return value
+
+    def _info(self) -> dict[str, Any]:
+        return dict(self._api.info())
 
     def _create(self, spec: Spec) -> None:
         """Create the container; docs/architecture.md ("The container") has the reason for each option."""

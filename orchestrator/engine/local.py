@@ -8,6 +8,8 @@ import stat
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -23,7 +25,9 @@ class LocalEngine:
     """Agents as child processes. They end with this process: nothing is left to adopt."""
 
     name = "local"
-    required_layers = frozenset("user_namespace inner_seccomp no_new_privs no_capabilities no_network read_only_root".split())
+    required_layers = frozenset(
+        "user_namespace inner_seccomp no_new_privs no_capabilities no_network read_only_root pid_namespace limits".split()
+    )
 
     def __init__(self, root: Path, *, record: EngineCall) -> None:
         self._root = root
@@ -47,14 +51,15 @@ class LocalEngine:
         if uid is not None:
             self._root.chmod(0o711)
             for folder, _, files in os.walk(home):
-                for path in (folder, *(os.path.join(folder, file) for file in files)):
+                for path in (folder, *(f"{folder}/{file}" for file in files)):
                     os.chown(path, uid, uid)
         agent = _Agent(spec, home, receiver)
         command = [python, "-I", "-S", "-u", home / "agent", home / "scratch", home / "workspace"]
-        identity: dict[str, Any] = {} if uid is None else {"user": uid, "group": uid, "extra_groups": []}
+        # Not `user=`: uvloop does not know it.
+        become = None if uid is None else partial(become_user, uid)
         try:
             await asyncio.get_running_loop().subprocess_exec(
-                lambda: agent, *map(str, command), env={}, cwd="/", start_new_session=True, **identity
+                lambda: agent, *map(str, command), env={}, cwd="/", start_new_session=True, preexec_fn=become
             )
         except OSError as error:
             raise EngineError(f"The agent could not be started: {error}") from error
@@ -136,15 +141,20 @@ class _Agent(asyncio.SubprocessProtocol):
 
     def kill(self) -> None:
         """Kill the agent with its group; the sandboxes die with it (PDEATHSIG)."""
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self._process.get_pid(), signal.SIGKILL)
-        except ProcessLookupError:
-            pass
+
+
+def become_user(uid: int) -> None:
+    """Give up root for a user of its own; runs in the child, before its exec."""
+    os.setgroups([])
+    os.setgid(uid)
+    os.setuid(uid)
 
 
 def interpreter() -> str:
     """Return the Python that runs agents: the system's, which needs nothing bound into the sandbox, or ours."""
-    if os.path.exists(PYTHON) and subprocess.run([PYTHON, "-c", ENOUGH], check=False).returncode == 0:
+    if Path(PYTHON).exists() and subprocess.run([PYTHON, "-c", ENOUGH], check=False).returncode == 0:
         return PYTHON
     return os.path.realpath(sys.executable)
 

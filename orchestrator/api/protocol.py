@@ -1,0 +1,73 @@
+"""HTTP on one connection: uvicorn's, with bounds on the size of a request's head and on the time that one takes."""
+
+import asyncio
+from http import HTTPStatus
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_LIMIT = 64 * 1024  # bytes of a request that are not its body
+FRAMING = 16  # bytes of chunked framing that come with one of body, at most
+PATIENCE_S = 20.0  # a request may take so long, and longer by what its size allows
+LEAST_RATE = 1024  # bytes a second
+LOOK_S = 5.0
+
+
+class Protocol(HttpToolsProtocol):
+    """A connection. `_begun` is when the request began that has not arrived in full, None between requests;
+    `_headed` tells whether its head has.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._begun: float | None = self.loop.time()
+        self._headed = False
+        self._taken = self._body = 0
+        self._looking = self.loop.call_later(LOOK_S, self._look)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._looking.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._taken += len(data)
+        super().data_received(data)
+        if self._begun is not None and self._taken > HEAD_LIMIT + (1 + FRAMING) * self._body:
+            self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._begun = self.loop.time()
+        self._headed = False
+        self._taken = self._body = 0
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        self._headed = True
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._begun = None
+
+    def _look(self) -> None:
+        """Close the connection of a client that is too slow, or that goes on sending what was answered already."""
+        self._looking = self.loop.call_later(LOOK_S, self._look)
+        if self._begun is None:
+            return
+        if self._headed and self.cycle.response_complete:
+            self.transport.abort()
+        elif self.flow.read_paused:  # it waits for us
+            self._begun += LOOK_S
+        elif self.loop.time() - self._begun > PATIENCE_S + self._taken / LEAST_RATE:
+            self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+
+    def _refuse(self, status: HTTPStatus) -> None:
+        if self.transport.is_closing():
+            return
+        if self._taken and not (self._headed and self.cycle.response_started):
+            head = f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+            self.transport.write(head.encode())
+        self.transport.close()
