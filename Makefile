@@ -1,6 +1,6 @@
 # `make` lists the targets. Everything made here lies in .venv and in the Docker Engine.
 BIN := .venv/bin
-IMAGES := python
+IMAGES := python data orchestrator
 SHELL := /bin/bash
 
 # Find or make an engine and have the images in it; the rest of the recipe's shell then knows DOCKER_HOST.
@@ -49,9 +49,11 @@ test: setup ## lint, types, unit tests, tests on the real engine
 bench: setup ## measure speed and memory against the floors of this machine
 	@$(call with_engine) && $(BIN)/python bench/bench.py
 
-lock: setup ## renew requirements.lock: versions and hashes for every platform, no addresses
-	$(BIN)/uv pip compile --quiet --no-config --upgrade --universal --python-version 3.11 --generate-hashes --extra dev \
-	    --no-header --no-annotate --no-emit-index-url --no-emit-find-links --output-file requirements.lock pyproject.toml
+compile := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
+    --no-header --no-annotate --no-emit-index-url --no-emit-find-links
+lock: setup ## renew both locks: versions and hashes for every platform, no addresses
+	$(compile) --upgrade --extra dev --output-file requirements.lock pyproject.toml
+	$(compile) --constraint requirements.lock --output-file requirements-service.lock pyproject.toml
 
 clean: ## remove .venv and caches; images and engines stay (scripts/engine.sh --stop)
 	rm -rf .run .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

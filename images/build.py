@@ -26,6 +26,8 @@ from docker.utils import kwargs_from_env
 import debian_base
 
 IMAGES = Path(__file__).resolve().parent
+HOST_CA = Path("/etc/ssl/certs/ca-certificates.crt")  # packages of Python may come through a proxy that it vouches for
+REPOSITORY_FILES = ("LICENSE", "README.md", "pyproject.toml", "requirements-service.lock")
 BUILD_LABEL = "sandbox.build"  # on each of our images: the hash of all that went into it
 PULL_SILENCE_S = 20  # a registry that says nothing for so long counts as unreachable
 BUILD_SILENCE_S = 900  # one quiet build step, for example an apt-get on a slow line
@@ -62,7 +64,7 @@ def build(engine: docker.APIClient, name: str, *, fresh: bool) -> dict[str, Any]
         known = ", ".join(sorted(path.parent.name for path in IMAGES.glob("*/Dockerfile")))
         raise BuildError(f"images/{name}/Dockerfile does not exist; the images are: {known}")
     base, base_id = find_base(engine, dockerfile, fresh=fresh)
-    context = pack(name)
+    place, context = pack(name)
     digest = hashlib.sha256(f"{base} {base_id} ".encode() + context).hexdigest()
     tag = f"sandbox-{name}:latest"
     image = inspect(engine, tag)
@@ -74,7 +76,7 @@ def build(engine: docker.APIClient, name: str, *, fresh: bool) -> dict[str, Any]
     events = engine.build(
         fileobj=io.BytesIO(context),
         custom_context=True,
-        dockerfile=f"{name}/Dockerfile",
+        dockerfile=place,
         tag=tag,
         buildargs={"BASE": base},
         labels={BUILD_LABEL: digest},
@@ -150,25 +152,42 @@ def make_base(engine: docker.APIClient, suite: str, tag: str) -> None:
             raise BuildError(f"tar of the base failed with exit code {tar.returncode}: is /var/tmp full?")
 
 
-def pack(name: str) -> bytes:
-    """The build context as a tar that depends on nothing but names, contents and x bits.
+def pack(name: str) -> tuple[str, bytes]:
+    """Return the Dockerfile's place in the build context, and the context: a tar that depends on nothing but names,
+    contents and x bits.
 
-    Left out are other images' directories and the files directly in images/, which belong to the host. The modes are
-    fixed here because a container's uid is never the owner: a checkout under a strict umask must stay readable.
+    The context is images/, or the repository where the Dockerfile says `# context: repository`. Left out are other
+    images' directories and the files directly in images/, which belong to the host. The modes are fixed here because
+    a container's uid is never the owner: a checkout under a strict umask must stay readable.
     """
+    own = IMAGES / name / "Dockerfile"
+    whole = "# context: repository" in own.read_text()
+    root = IMAGES.parent if whole else IMAGES
+    paths = sorted(IMAGES.glob("*/**/*"))
+    if whole:
+        paths += sorted([*(root / "orchestrator").glob("**/*"), *(root / name for name in REPOSITORY_FILES)])
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
-        for path in sorted(IMAGES.glob("*/**/*")):
-            relative = path.relative_to(IMAGES)
-            foreign = relative.parts[0] != name and (IMAGES / relative.parts[0] / "Dockerfile").exists()
-            if not path.is_file() or foreign or "__pycache__" in relative.parts:
+        if whole and HOST_CA.exists():
+            tar.add(HOST_CA.resolve(), "host-ca.crt", filter=anonymous)
+        for path in paths:
+            image = path.relative_to(IMAGES).parts[0] if path.is_relative_to(IMAGES) else name
+            foreign = image != name and (IMAGES / image / "Dockerfile").exists()
+            if not path.is_file() or foreign or "__pycache__" in path.parts:
                 continue
             content = path.read_bytes()
-            entry = tarfile.TarInfo(str(relative))
+            entry = tarfile.TarInfo(str(path.relative_to(root)))
             entry.size = len(content)
             entry.mode = 0o755 if path.stat().st_mode & 0o100 else 0o644
             tar.addfile(entry, io.BytesIO(content))
-    return packed.getvalue()
+    return str(own.relative_to(root)), packed.getvalue()
+
+
+def anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Take from an entry what depends on the host: owner and time."""
+    plain = tarfile.TarInfo(entry.name)
+    plain.size, plain.mode = entry.size, 0o644
+    return plain
 
 
 def inspect(engine: docker.APIClient, tag: str) -> dict[str, Any] | None:

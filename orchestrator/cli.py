@@ -24,6 +24,7 @@ EXIT_CODES = {"ok": 0, "timeout": TIMED_OUT, "lost": NOT_RUN, "cancelled": NOT_R
 KEEP_ALIVE_S = 30
 MAX_CONNECTIONS = 4096
 BACKLOG = 2048
+ANSWER_S = 15.0  # beyond the drain time: to cancel what still runs, and to answer
 LOOK_S = 0.1
 
 
@@ -118,9 +119,18 @@ async def _serve(chosen: Settings) -> None:
         limit_concurrency=MAX_CONNECTIONS,
         backlog=BACKLOG,
         timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(chosen.drain_seconds),
+        timeout_graceful_shutdown=math.ceil(chosen.drain_seconds + ANSWER_S),
     )
-    server = uvicorn.Server(config)
+
+    class Server(uvicorn.Server):
+        """Drains while uvicorn waits for requests: those of executions that are cancelled get their answer."""
+
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(app.state.service.sessions.drain(chosen.drain_seconds))
+                await super().shutdown(sockets)
+
+    server = Server(config)
     for number in (signal.SIGINT, signal.SIGTERM):
         # Before and after uvicorn's own: a signal while we start or clean up must not end the process halfway.
         signal.signal(number, server.handle_exit)

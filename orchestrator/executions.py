@@ -11,9 +11,6 @@ from orchestrator.errors import ContainerLost
 from orchestrator.frames import Result
 from orchestrator.models import Execution, ExecutionError, ExecutionRequest, Outcome, Stream, Usage
 
-SIGNALS = 128  # a shell reports death by signal N as exit code 128 + N
-HIGHEST_SIGNAL = 64
-
 
 class _Report(msgspec.Struct, forbid_unknown_fields=True):
     """What the bootstrap writes on the value's descriptor: hostile, like all that comes from the sandbox."""
@@ -30,7 +27,8 @@ class Record:
     """One execution that runs or ran: what is known of it, growing as output arrives."""
 
     def __init__(self, eid: str, session_id: str, request: ExecutionRequest) -> None:
-        self.facts = Execution(id=eid, session_id=session_id, started_at=datetime.now(UTC), language=request.language)
+        language = request.language if request.command is None else "shell"
+        self.facts = Execution(id=eid, session_id=session_id, started_at=datetime.now(UTC), language=language)
         self._streams: dict[Stream, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "value": bytearray()}
         self.begun = time.monotonic()
         self.duration_s = 0.0
@@ -58,7 +56,7 @@ class Record:
     def _finish(self, result: Result) -> None:
         facts = self.facts
         facts.exit_code = result.exit_code
-        facts.signal = signal_of(result.exit_code)
+        facts.signal = result.signal
         facts.truncated = result.truncated
         facts.usage = Usage(wall_s=result.wall_s, cpu_s=result.cpu_s, max_rss_bytes=result.max_rss_bytes)
         self._show_output()
@@ -128,13 +126,6 @@ def lambda_context(eid: str, session_id: str, *, memory_kb: int) -> dict[str, An
         "log_stream_name": f"{datetime.now(UTC):%Y/%m/%d}/[$LATEST]{eid}",
         "invoked_function_arn": f"arn:aws:lambda:local:000000000000:function:{session_id}",
     }
-
-
-def signal_of(exit_code: int | None) -> int | None:
-    """Return the signal that an exit code stands for, None for an ordinary exit."""
-    if exit_code is None or not SIGNALS < exit_code <= SIGNALS + HIGHEST_SIGNAL:
-        return None
-    return exit_code - SIGNALS
 
 
 def text_of(data: bytes | bytearray) -> tuple[str, bool]:

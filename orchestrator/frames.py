@@ -64,6 +64,7 @@ class Result(AgentFrame, frozen=True):
     seq: Count
     outcome: Outcome
     exit_code: Annotated[int, Meta(ge=0, le=255)] | None
+    signal: Annotated[int, Meta(ge=1, le=64)] | None
     message: str
     wall_s: Amount
     cpu_s: Amount

@@ -120,7 +120,7 @@ class Execution(msgspec.Struct, kw_only=True):
     """One run of code or a command. `outcome` is null while it runs.
 
     `truncated` names the streams of which only the beginning was kept, `replaced` those in which
-    bytes that are not UTF-8 became U+FFFD. `signal` is what a shell would say: `exit_code` - 128.
+    bytes that are not UTF-8 became U+FFFD. `signal` is what killed the code.
     """
 
     id: str

@@ -232,10 +232,15 @@ class Sessions:
         self._cancel(self.get(sid), self.execution(sid, eid))
 
     async def drain(self, timeout_s: float) -> None:
-        """Admit nothing new, let what runs finish for a while, then end all sessions."""
+        """Admit nothing new, let what runs finish for a while, cancel the rest, then end all sessions."""
         self.draining = True
         if tasks := list(self._tasks):
             await asyncio.wait(tasks, timeout=timeout_s)
+        for session in self.held.values():
+            for eid in session.running:
+                self._cancel(session, session.records[eid])
+        if tasks := list(self._tasks):
+            await asyncio.wait(tasks, timeout=CANCEL_S)
         for session in list(self.held.values()):
             self.end(session, "drained")
         if tasks := list(self._tasks):

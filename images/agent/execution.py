@@ -2,6 +2,7 @@
 
 import base64
 import resource
+import signal
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -99,7 +100,7 @@ class Execution:
             return
         self._cause = cause
         if self.launcher is None:
-            self._on_end(End(None, 0.0, 0.0, 0, "the sandbox could not be started"))
+            self._on_end(End(None, None, 0.0, 0.0, 0, "the sandbox could not be started"))
         else:
             self.launcher.kill()
 
@@ -137,13 +138,14 @@ class Execution:
     def _on_end(self, end: End) -> None:
         self._timer.cancel()
         self.message = end.message
-        outcome, code = self._outcome(end)
+        outcome, code, killer = self._outcome(end)
         self.result = {
             "type": "result",
             "id": self.id,
             "seq": len(self._chunks),
             "outcome": outcome,
             "exit_code": code,
+            "signal": killer,
             "message": end.message,
             "wall_s": end.wall_s,
             "cpu_s": end.cpu_s,
@@ -153,15 +155,18 @@ class Execution:
         self._send(self.result)
         self._done(self)
 
-    def _outcome(self, end: End) -> tuple[str, int | None]:
-        """Judge by evidence: our own kill, the kernel's count of OOM kills, bwrap's word on the exit code."""
+    def _outcome(self, end: End) -> tuple[str, int | None, int | None]:
+        """Return outcome, exit code and signal.
+
+        Judged by evidence: our own kill, the kernel's count of OOM kills, its word on the signal, bwrap's on the code.
+        """
         if self._cause is not None:
-            return self._cause, SIGKILL_EXIT
+            return self._cause, SIGKILL_EXIT, signal.SIGKILL
         if end.exit_code is None:
-            return "killed", None
-        if end.exit_code == SIGKILL_EXIT and oom_kills() > self._ooms:
-            return "oom", SIGKILL_EXIT
-        return ("ok" if end.exit_code == 0 else "error"), end.exit_code
+            return "killed", None, None
+        if end.signal == signal.SIGKILL and oom_kills() > self._ooms:
+            return "oom", end.exit_code, end.signal
+        return ("ok" if end.exit_code == 0 else "error"), end.exit_code, end.signal
 
 
 def oom_kills() -> int:

@@ -1,11 +1,13 @@
 """Starts and watches one bubblewrap sandbox: booted ahead, given one job, dead before it reports."""
 
 import ctypes
+import fcntl
 import json
 import marshal
 import os
 import resource
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -16,6 +18,9 @@ from layout import ARGS_FD, JOB_FD, SECCOMP_FD, STATUS_FD, Layout
 from loop import WRITE, Loop
 
 READ_SIZE = 64 * 1024
+SHELL_SIGNALS = 128  # a shell, and bwrap, report death by signal N as exit code 128 + N
+PIDFD_INFO_SIZE, PIDFD_INFO_EXIT = 64, 1 << 3  # linux/pidfd.h: the first version of struct pidfd_info
+PIDFD_GET_INFO = 3 << 30 | PIDFD_INFO_SIZE << 16 | 0xFF << 8 | 11  # _IOWR(0xFF, 11, struct pidfd_info)
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 STREAMS = {1: "stdout", 2: "stderr", 3: "value"}
 CLOSED = -1
@@ -27,9 +32,13 @@ OutputCallback = Callable[[str, bytes], None]
 
 @dataclass(slots=True, frozen=True)
 class End:
-    """How a sandbox ended. `exit_code` is None when bwrap reported none: the user's code did not end it."""
+    """How a sandbox ended. `exit_code` is None when bwrap reported none: the user's code did not end it.
+
+    `signal` is what killed its program: the kernel's word where it gives it, else a shell's reading of the exit code.
+    """
 
     exit_code: int | None
+    signal: int | None
     wall_s: float
     cpu_s: float
     max_rss_bytes: int
@@ -70,7 +79,9 @@ class Launcher:
         self._layout = layout
         self._rlimits = rlimits
         self._order: tuple[dict[str, Any], bytes] | None = None
+        self._program_fd = CLOSED
         self._exit_code: int | None = None
+        self._signal: int | None = None
         self._ended_at: float | None = None
         self._init_pid: int | None = None
         self._init_fd = CLOSED
@@ -148,6 +159,7 @@ class Launcher:
             if "exit-code" in facts:
                 self._exit_code = int(facts["exit-code"])
                 self._ended_at = time.monotonic()
+                self._signal = signal_of(self._program_fd, self._exit_code)
                 self.kill()
         if data == b"":  # bwrap is gone
             self._status_fd = self._close(self._status_fd)
@@ -184,6 +196,7 @@ class Launcher:
         self._boot_cpu_s = sum(running_s(pid) for pid in (self._pid, self._init_pid, *pids))
         try:
             (self._program_pid,) = pids
+            self._program_fd = os.pidfd_open(self._program_pid)
             self._limit(self._rlimits)
         except (OSError, ValueError) as error:
             self._boot_errors = f"the sandbox could not be limited: {error}".encode()
@@ -267,15 +280,32 @@ class Launcher:
         for fd in (self._job, self._stdin):
             if fd != CLOSED:
                 self._close_inward(fd)
+        if self._program_fd != CLOSED:
+            os.close(self._program_fd)
         self.on_end(
             End(
                 exit_code=self._exit_code,
+                signal=self._signal,
                 wall_s=ended_at - (self.started_at or ended_at),
                 cpu_s=max(0.0, cpu_s + sum(cpu for cpu, _ in reaped) - self._boot_cpu_s),
                 max_rss_bytes=max(rss for _, rss in reaped) or peak,
                 message=self._boot_errors.decode(errors="replace").strip(),
             )
         )
+
+
+def signal_of(program_fd: int, exit_code: int) -> int | None:
+    """Return the signal that killed a process; its exit code alone does not tell `exit(137)` from SIGKILL."""
+    info = bytearray(PIDFD_INFO_SIZE)
+    info[0] = PIDFD_INFO_EXIT
+    try:
+        fcntl.ioctl(program_fd, PIDFD_GET_INFO, info)
+        if info[0] & PIDFD_INFO_EXIT:
+            status = int.from_bytes(info[-4:], sys.byteorder)
+            return os.WTERMSIG(status) if os.WIFSIGNALED(status) else None
+    except OSError:  # before Linux 6.15
+        pass
+    return exit_code - SHELL_SIGNALS if SHELL_SIGNALS < exit_code <= SHELL_SIGNALS + signal.NSIG else None
 
 
 def read(fd: int) -> bytes | None:

@@ -56,8 +56,10 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
 
 def _explain(error: ValidationException) -> str:
     details = error.extra if isinstance(error.extra, list) else []
+    if any(isinstance(item, dict) and item.get("key") == "data" for item in details):
+        return "The body is missing: send one as JSON"
     parts = [
-        f"`{item['key']}`: {item['message']}" if item.get("key") not in (None, "data") else str(item.get("message"))
+        f"`{item['key']}`: {item['message']}" if item.get("key") is not None else str(item.get("message"))
         for item in details
         if isinstance(item, dict)
     ]

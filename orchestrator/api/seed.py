@@ -125,6 +125,8 @@ async def execute_code(service: Service, request: Request[Any, Any, Any], sid: S
         language=data.script_type, code=data.code, event=data.event, args=data.args, timeout_s=data.timeout
     )
     if data.output_params:
+        if data.script_type != "python":
+            raise errors.InvalidRequest("Only Python code has `output_params`: leave them out")
         code = f"{data.code}\n{_PROBE.format(names=json.dumps(data.output_params))}"
         order = msgspec.structs.replace(order, code=code, handler="_seed_probe")
     outcome = outcome_of(await while_connected(request, _in_session(service, sid, order)))
@@ -176,18 +178,27 @@ async def cleanup_all(service: Service, data: CleanUp | None = None) -> dict[str
 # Appended to code whose variables are asked for: the handler's value, and the variables that JSON can carry.
 _PROBE = """
 def _seed_probe(event, context):
-    import json
+    import inspect, json
     def carried(value):
         try:
             json.dumps(value, allow_nan=False)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, RecursionError):
             return repr(value)
         return value
+    def both(result):
+        return {{"result": result, "output_variables": {{n: carried(found[n]) for n in names if n in found}}}}
+    async def awaited(waiting):
+        return both(await waiting)
     names, found = {names}, globals()
     called = found.get("handler")
-    takes_two = callable(called) and called.__code__.co_argcount > 1
-    result = None if not callable(called) else called(event, context) if takes_two else called(event)
-    return {{"result": result, "output_variables": {{n: carried(found[n]) for n in names if n in found}}}}
+    if not callable(called):
+        return both(None)
+    try:
+        takes_two = bool(inspect.signature(called).bind(event, context))
+    except (TypeError, ValueError):
+        takes_two = False
+    result = called(event, context) if takes_two else called(event)
+    return awaited(result) if hasattr(result, "__await__") else both(result)
 """
 
 

@@ -81,7 +81,10 @@ def test_a_job_goes_in_parts_exactly_when_its_line_would_be_too_long(spare: int)
     assert (len(lines) > 1) == (spare > 0)
 
 
-@given(lines=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"-"))), sizes=st.lists(st.integers(0, 9)))
+@given(
+    lines=st.lists(st.binary(max_size=30).map(lambda line: line.replace(b"\n", b"-"))),
+    sizes=st.lists(st.integers(0, 9)),
+)
 def test_the_agent_cuts_the_same_lines_from_any_chunks_and_drops_those_that_are_too_long(
     lines: list[bytes], sizes: list[int]
 ) -> None:

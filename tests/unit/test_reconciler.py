@@ -769,7 +769,7 @@ async def test_draining_ends_what_does_not_finish_in_time() -> None:
         running = house.execute("s")
         await until(lambda: house.agent(session).executed)
         await house.sessions.drain(0.05)
-        assert (await running).outcome == "lost"
+        assert (await running).outcome == "cancelled"
         assert house.sessions.held == {}
 
 
