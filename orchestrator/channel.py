@@ -46,6 +46,8 @@ class Channel:
             self._wire.close()
 
     def received(self, data: bytes) -> None:
+        if self.closed:  # bytes may come until the wire has closed as well
+            return
         *lines, self._rest = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
         if len(self._rest) > frames.LINE_LIMIT:
             self.lost("the agent sent a frame that is too long")

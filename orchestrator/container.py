@@ -57,7 +57,7 @@ class Container:
         hello = await self._greet(limits)
         self.canary = hello.canary
         self.layers = isolation.judge(hello.canary, engine=engine.name, uid=self.spec.uid)
-        missing = {layer for layer in engine.required_layers if not self.layers[layer]}
+        missing = {layer for layer in engine.required_layers if not self.layers.get(layer)}
         if missing:
             raise IsolationError(isolation.explain(missing))
         self.ready_at = time.monotonic()

@@ -18,6 +18,7 @@ HINTS = {
     "no_network": "the container must have no interface but lo",
     "read_only_root": "the sandbox's root, /usr and /proc must be read-only",
     "limits": "the agent must be able to set resource limits on a sandbox (prlimit)",
+    "seatbelt": "only macOS has it: /usr/bin/sandbox-exec must work",
     "own_uid": "the container must run under the user id that was chosen for it",
 }
 
@@ -39,7 +40,7 @@ def judge(canary: Mapping[str, Any], *, engine: str, uid: int) -> dict[str, bool
 
     filters, outer = _count(canary.get("seccomp_filters")), _count(canary.get("agent_seccomp"))
     processes, limits = canary.get("processes"), canary.get("limits")
-    return {
+    layers = {
         "container": engine == "docker",
         "user_namespace": canary.get("uid") == SANDBOX_UID and refused("unshare"),
         "pid_namespace": isinstance(processes, int) and 0 < processes <= 3,
@@ -52,6 +53,9 @@ def judge(canary: Mapping[str, Any], *, engine: str, uid: int) -> dict[str, bool
         "limits": isinstance(limits, dict) and len(limits) > 0 and all(_finite(value) for value in limits.values()),
         "own_uid": canary.get("agent_uid") == uid,
     }
+    if canary.get("platform") == "darwin":
+        layers["seatbelt"] = refused("write_root", "write_usr") and str(canary.get("connect")) in UNREACHABLE
+    return layers
 
 
 def _count(value: Any) -> int:

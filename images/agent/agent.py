@@ -19,8 +19,10 @@ from frames import Frame, Lines, decode, encode
 from launcher import Launcher, prepare_process, read_proc
 from layout import Layout, make_etc
 from loop import WRITE, Loop
+from seatbelt import Seatbelt
 
 VERSION = 1
+SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
 BOOT_RETRY_S = 0.1
 REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
@@ -46,7 +48,7 @@ class Agent:
         self._hello: Frame | None = None
         self._executions: dict[str, Execution] = {}
         self._parts: dict[str, list[bytes]] = {}
-        self._stock: list[Launcher] = []
+        self._stock: list[Launcher | Seatbelt] = []
         self._sweeps: list[Iterator[None]] = []
 
     def run(self) -> None:
@@ -171,10 +173,15 @@ class Agent:
             launcher.on_end = lambda end, launcher=launcher: self._lost(launcher, end.message)  # type: ignore[misc]
             self._stock.append(launcher)
 
-    def _boot(self) -> Launcher:
+    def _boot(self) -> Launcher | Seatbelt:
+        if sys.platform == "darwin":
+            limits = self._limits
+            return Seatbelt(
+                self._loop, self._layout, files=limits.open_files, file_bytes=limits.file_bytes, command=SANDBOX_EXEC
+            )
         return Launcher(self._loop, self._layout, self._filter, self._rlimits, bwrap=self._bwrap)
 
-    def _lost(self, launcher: Launcher, message: str) -> None:
+    def _lost(self, launcher: Launcher | Seatbelt, message: str) -> None:
         """A waiting sandbox died: say why, and boot another after a pause."""
         print(f"a waiting sandbox ended: {message}", file=sys.stderr)
         self._stock.remove(launcher)
@@ -204,7 +211,7 @@ class Agent:
         """Prepare the layout of all sandboxes, then send the canary through the full path."""
         self._limits = Limits(**limits)
         self._bwrap = shutil.which("bwrap") or "/usr/bin/bwrap"
-        self._filter = seccomp.program(os.uname().machine)
+        self._filter = b"" if sys.platform == "darwin" else seccomp.program(os.uname().machine)
         make_etc(self._scratch / "etc")
         source = Path(__file__).with_name("bootstrap.py")
         py_compile.compile(str(source), cfile=str(self._scratch / "bootstrap.pyc"), doraise=True)

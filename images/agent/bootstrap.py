@@ -50,7 +50,7 @@ def boot():
     """Wait for the job. The launcher has limited this process before it hands the job over."""
     _thread.stack_size(1 << 20)  # as many threads as processes are allowed fit the data limit
     posix.closerange(JOB_FD + 1, 64)
-    sys.path[:0] = ["/workspace"]
+    sys.path[:0] = [posix.getcwd()]  # the workspace
     sys.path.append("/usr/lib/python3/dist-packages")
     import_site_builtins()
     warm_up()
@@ -71,7 +71,7 @@ def warm_up():
         compile("def handler(event, context=None):\n    return {'n': [event, 1.5, 'text']}\n", MAIN, "exec"), namespace
     )
     encode(call(namespace["handler"], {"event": None, "context": {}, "deadline": 0.0}))
-    posix.listdir("/proc/self/fd")
+    posix.listdir("/dev/fd")
 
 
 def run(job):
@@ -266,7 +266,7 @@ def finish(namespace, code):
         sys.stderr.flush()
     except BaseException:  # the user's destructors and streams
         pass
-    if len(posix.listdir("/proc/self/fd")) > VALUE_FD + 2:  # a file may hold unwritten data: finalize in full
+    if len(posix.listdir("/dev/fd")) > VALUE_FD + 2:  # a file may hold unwritten data: finalize in full
         return code
     posix._exit(code)
 

@@ -13,6 +13,7 @@ from typing import Any
 from frames import CHUNK, Frame
 from launcher import End, Launcher
 from loop import Loop, Timer
+from seatbelt import Seatbelt
 
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 SIGKILL_EXIT = 137
@@ -56,7 +57,7 @@ class Execution:
         done: Callable[["Execution"], None],
     ) -> None:
         self.id = eid
-        self.launcher: Launcher | None = None
+        self.launcher: Launcher | Seatbelt | None = None
         self.result: Frame | None = None
         self.message = ""
         self._job = job
@@ -72,11 +73,11 @@ class Execution:
         self._deadline = time.monotonic() + self._timeout_s
         self._timer: Timer = loop.call_later(self._timeout_s, lambda: self.stop("timeout"))
 
-    def start(self, launcher: Launcher) -> None:
+    def start(self, launcher: Launcher | Seatbelt) -> None:
         """Hand the job to a sandbox."""
         job = self._job
         self.launcher = launcher
-        launcher.on_output = self._on_output
+        launcher.program.on_output = self._on_output
         launcher.on_end = self._on_end
         launcher.start(
             {

@@ -25,7 +25,7 @@ ETC_FILES = {
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
 }
 HOSTNAME = "sandbox"
-JOB_FD, ARGS_FD, SECCOMP_FD, STATUS_FD = 4, 5, 6, 7
+ARGS_FD, SECCOMP_FD, STATUS_FD = 5, 6, 7
 BOOTSTRAP = "/run/bootstrap.pyc"
 
 
@@ -33,19 +33,19 @@ class Layout:
     """The fixed part of every sandbox of this agent, and the numbered scratch directories."""
 
     def __init__(self, scratch: Path, workspace: Path, *, share_network: bool) -> None:
-        self._scratch = scratch
-        self._workspace = workspace
+        self.scratch = scratch
+        self.workspace = workspace
         self._numbers = 0
         self.program = [sys.executable, "-I", "-S", "-u", BOOTSTRAP]
         self._head = self._namespaces(share_network=share_network) + self._system()
 
     def arguments(self, number: int) -> bytes:
         """Return bwrap's arguments for one scratch number, in the form of `--args FD`."""
-        own = self._scratch / str(number)
+        own = self.scratch / str(number)
         words = [
             *self._head,
             *("--bind", f"{own}/shm", "/dev/shm", "--bind", f"{own}/tmp", "/tmp"),
-            *("--bind", str(self._workspace), "/workspace", "--chdir", "/workspace"),
+            *("--bind", str(self.workspace), "/workspace", "--chdir", "/workspace"),
             *("--remount-ro", "/proc", "--remount-ro", "/"),
             *("--seccomp", str(SECCOMP_FD), "--json-status-fd", str(STATUS_FD)),
         ]
@@ -54,14 +54,14 @@ class Layout:
     def make_scratch(self) -> int:
         """Make the directories that become /tmp and /dev/shm of one execution; return their number."""
         self._numbers += 1
-        own = f"{self._scratch}/{self._numbers}"
+        own = f"{self.scratch}/{self._numbers}"
         for path in (own, f"{own}/tmp", f"{own}/shm"):
             os.mkdir(path, 0o700)
         return self._numbers
 
     def remove_scratch(self, number: int) -> Iterator[None]:
         """Remove one execution's directories, step by step: the tree may be huge, deep or locked."""
-        return remove_tree(self._scratch / str(number))
+        return remove_tree(self.scratch / str(number))
 
     @staticmethod
     def _namespaces(*, share_network: bool) -> list[str]:
@@ -83,10 +83,10 @@ class Layout:
             words += ["--ro-bind", sys.base_prefix, sys.base_prefix]
         words += [
             "--ro-bind",
-            f"{self._scratch}/etc",
+            f"{self.scratch}/etc",
             "/etc",
             "--ro-bind",
-            f"{self._scratch}/bootstrap.pyc",
+            f"{self.scratch}/bootstrap.pyc",
             BOOTSTRAP,
         ]
         words += ["--proc", "/proc", "--dir", "/dev"]
@@ -99,7 +99,7 @@ class Layout:
                 words += ["--ro-bind", "/dev/null", f"/proc/{name}"]
         for name in PROC_DIRS:
             if os.path.exists(f"/proc/{name}"):
-                words += ["--ro-bind", f"{self._scratch}/empty", f"/proc/{name}"]
+                words += ["--ro-bind", f"{self.scratch}/empty", f"/proc/{name}"]
         return words
 
 

@@ -26,7 +26,9 @@ class LocalEngine:
 
     name = "local"
     required_layers = frozenset(
-        "user_namespace inner_seccomp no_new_privs no_capabilities no_network read_only_root pid_namespace limits".split()
+        ["seatbelt"]
+        if sys.platform == "darwin"
+        else "user_namespace inner_seccomp no_new_privs no_capabilities no_network read_only_root pid_namespace limits".split()
     )
 
     def __init__(self, root: Path, *, record: EngineCall) -> None:
@@ -35,8 +37,9 @@ class LocalEngine:
         self._agents: dict[str, _Agent] = {}
 
     async def check(self) -> dict[str, Any]:
-        if shutil.which("bwrap") is None:
-            raise EngineError("bubblewrap is missing: install the package `bubblewrap`")
+        tool = "sandbox-exec" if sys.platform == "darwin" else "bwrap"
+        if shutil.which(tool) is None:
+            raise EngineError(f"{tool} is missing: on Linux, install the package `bubblewrap`")
         return {"version": "local", "cpus": os.cpu_count() or 1}
 
     async def start(self, spec: Spec, receiver: Receiver) -> Wire:

@@ -83,7 +83,9 @@ def test_node_serves_and_fetches_on_its_loopback(data_service: Live, session: st
 
 
 def test_bash_runs_pipes_and_job_control(data_service: Live, session: str) -> None:
-    execution = execute(data_service, session, command="sleep 0.01 & wait; for n in {1..20}; do echo $n; done | tail -1")
+    execution = execute(
+        data_service, session, command="sleep 0.01 & wait; for n in {1..20}; do echo $n; done | tail -1"
+    )
     assert ("ok", "20\n") == (execution["outcome"], execution["stdout"]), execution
 
 
@@ -128,7 +130,7 @@ def test_the_service_image_serves_without_root_or_capabilities_on_a_read_only_ro
         tmpfs={"/tmp": ""},
         cap_drop=["ALL"],
         security_opt=["no-new-privileges:true"],
-        group_add=[str(os.stat(path).st_gid)],
+        group_add=[str(Path(path).stat().st_gid)],
         volumes={path: {"bind": "/var/run/docker.sock", "mode": "rw"}},
         ports={"8000/tcp": ("127.0.0.1", free_port)},
         environment={
@@ -153,7 +155,7 @@ def test_the_service_image_serves_without_root_or_capabilities_on_a_read_only_ro
             assert client.post("/v1/execute", json=order).status_code == 401
             answer = client.post("/v1/execute", json=order, headers={"Authorization": f"Bearer {KEY}"}).json()
             assert ("ok", [20]) == (answer["outcome"], answer["value"])
-            status = container.exec_run("cat /proc/1/status").output.decode()
+            status = bytes(container.exec_run("cat /proc/1/status").output).decode()
             facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
             assert ("65532", "0000000000000000", "1") == (
                 facts["Uid"].split()[0],

@@ -853,8 +853,13 @@ class Driver:
 
     async def expect(self, *kinds: str) -> list[dict[str, Any]]:
         """Return the next frames, which must be of these kinds."""
-        async with asyncio.timeout(SOON_S):
-            found = [await self._frames.get() for _ in kinds]
+        found: list[dict[str, Any]] = []
+        try:
+            async with asyncio.timeout(SOON_S):
+                while len(found) < len(kinds):
+                    found.append(await self._frames.get())
+        except TimeoutError:
+            raise AssertionError(f"{found} {self.complaints.decode()}") from None
         assert [frame["type"] for frame in found] == list(kinds)
         return found
 

@@ -68,15 +68,15 @@ def test_a_job_arrives_as_it_was_sent_whatever_its_length_and_however_the_stream
 ) -> None:
     job = {"code": code * repeat, "event": event, "timeout_s": 1.5}
     listener = Listener()
-    for chunk in cut(b"".join(frames.encode_execute("e1", job)), sizes):
+    for chunk in cut(b"".join(frames.encode_execute("e1", job, acks=["e0"])), sizes):
         listener.feed(chunk)
     assert listener.jobs == [job]
 
 
 @pytest.mark.parametrize("spare", [-1, 0, 1, 2])
 def test_a_job_goes_in_parts_exactly_when_its_line_would_be_too_long(spare: int) -> None:
-    empty = len(frames.encode("execute", id="e1", job={"code": ""}))
-    lines = list(frames.encode_execute("e1", {"code": "x" * (frames.LINE_LIMIT - empty + spare)}))
+    empty = len(frames.encode("execute", id="e1", job={"code": ""}, acks=[]))
+    lines = list(frames.encode_execute("e1", {"code": "x" * (frames.LINE_LIMIT - empty + spare)}, acks=[]))
     assert [len(line) <= frames.LINE_LIMIT for line in lines] == [True] * len(lines)
     assert (len(lines) > 1) == (spare > 0)
 
@@ -109,6 +109,7 @@ RESULT = Result(
     seq=0,
     outcome="ok",
     exit_code=0,
+    signal=None,
     message="",
     wall_s=0.1,
     cpu_s=0.2,

@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import frames as agent_frames
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import frames as agent_frames
 from orchestrator import frames
 from orchestrator.channel import Channel
 from orchestrator.container import Container
@@ -40,12 +41,16 @@ JSON = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
     max_leaves=6,
 )
+RESULT: dict[str, st.SearchStrategy[Any]] = {
+    field.encode_name: st.none() for field in msgspec.structs.fields(frames.Result)
+}
 FRAMES = st.one_of(
     st.fixed_dictionaries(
         {"type": st.just("output"), "id": IDS, "seq": SEQS, "stream": STREAMS, "data": PIECES},
     ),
     st.fixed_dictionaries(
-        {
+        RESULT
+        | {
             "type": st.just("result"),
             "id": IDS,
             "seq": SEQS,
@@ -152,7 +157,7 @@ def test_the_end_of_a_channel_does_not_depend_on_how_its_stream_is_cut(lines: li
 
 
 @given(line=LINES, at=st.integers(0, 200), byte=st.integers(0, 255), drop=st.booleans())
-def test_one_wrong_byte_raises_nothing(line: bytes, at: int, byte: int, drop: bool) -> None:  # noqa: FBT001
+def test_one_wrong_byte_raises_nothing(line: bytes, at: int, byte: int, drop: bool) -> None:
     at = min(at, len(line))
     ear = Ear()
     ear.channel.received(line[:at] + (b"" if drop else bytes([byte])) + line[at + 1 :] + b"\n")
@@ -213,7 +218,9 @@ def test_deep_nesting_raises_nothing(depth: int, opening: str, closing: str) -> 
     assert ear.frames + len(ear.reasons) == 1
 
 
-@pytest.mark.parametrize("number", ["9" * 60_000, "-" + "9" * 60_000, "1e400", "-1e400", "1e-400", "NaN", "Infinity", "-0"])
+@pytest.mark.parametrize(
+    "number", ["9" * 60_000, "-" + "9" * 60_000, "1e400", "-1e400", "1e-400", "NaN", "Infinity", "-0"]
+)
 def test_numbers_beyond_reason_raise_nothing(number: str) -> None:
     ear = Ear()
     ear.channel.received(f'{{"type":"pong","number":{number}}}\n'.encode())
@@ -287,22 +294,25 @@ def test_no_frames_in_any_order_make_a_container_raise_or_be_lost_twice(lines: l
 
 
 @given(order=st.permutations(["o1", "o2", "r1", "o1", "r2"]), again=st.booleans())
-def test_honest_frames_in_the_wrong_order_lose_the_container_once(order: list[str], again: bool) -> None:  # noqa: FBT001
+def test_honest_frames_in_the_wrong_order_lose_the_container_once(order: list[str], again: bool) -> None:
     """Right order: every output numbered, before its execution's one result. In any other, what came first counts."""
-    honest = {"outcome": "ok", "exit_code": 0, "message": "", "wall_s": 0, "cpu_s": 0, "max_rss_bytes": 0, "truncated": []}
+    honest = dict.fromkeys(RESULT) | {"outcome": "ok", "exit_code": 0, "message": "", "truncated": []}
+    honest |= {"wall_s": 0, "cpu_s": 0, "max_rss_bytes": 0}
     counts = dict.fromkeys("12", 0)
     lines = []
     for word in [*order, "r1"] if again else order:
-        kind, number = word
+        kind, number = word[0], word[1]
         counts[number] += kind == "o"
         seq = {"id": f"e{number}", "seq": counts[number]}
-        told = {"type": "result", **seq, **honest} if kind == "r" else {"type": "output", **seq, "stream": "stdout", "data": ""}
+        output = {"type": "output", "stream": "stdout", "data": ""}
+        told = (honest | {"type": "result"} if kind == "r" else output) | seq
         lines.append(json.dumps(told).encode() + b"\n")
     scene = Scene()
     asyncio.run(scene.hear(iter(lines)))
     ended: set[str] = set()
     wrong = again
-    for kind, number in order:
+    for word in order:
+        kind, number = word[0], word[1]
         wrong |= number in ended
         ended |= {number} if kind == "r" else set()
     assert len(scene.losses) == wrong
