@@ -13,7 +13,10 @@ SAID_LIMIT = 2048  # bytes of an agent's stderr that are kept, to explain a fail
 
 
 class Channel:
-    """Lines in, frames out. Once lost it stays lost, and says so once."""
+    """Lines in, frames out. Once lost it stays lost, and says so once.
+
+    `in_step` is false from an attach to a running agent until its answer: what comes before may be torn.
+    """
 
     def __init__(self, on_frame: Callable[[frames.AnyAgentFrame], None], on_lost: Callable[[str], None]) -> None:
         self.said_text = ""
@@ -21,6 +24,7 @@ class Channel:
         self._on_lost = on_lost
         self._wire: Wire | None = None
         self._rest = b""
+        self.in_step = True
         self.closed = False
 
     def open(self, wire: Wire) -> None:
@@ -49,18 +53,17 @@ class Channel:
         if self.closed:  # bytes may come until the wire has closed as well
             return
         *lines, self._rest = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
-        if len(self._rest) > frames.LINE_LIMIT:
+        if len(self._rest) > frames.LINE_LIMIT and self.in_step:
             self.lost("the agent sent a frame that is too long")
         for line in lines:
-            if self.closed:
-                return
             try:
                 if len(line) > frames.LINE_LIMIT:
                     raise ContainerLost("the agent sent a frame that is too long")
-                if line:
+                if line and not self.closed:
                     self._on_frame(frames.decode(line))
             except ContainerLost as error:
-                self.lost(error.detail)
+                if self.in_step:
+                    self.lost(error.detail)
 
     def said(self, text: bytes) -> None:
         if len(self.said_text) < SAID_LIMIT:

@@ -67,13 +67,15 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--host", help="Address to listen on, in place of SANDBOX_HOST.")
 @click.option("--port", type=int, help="Port to listen on, in place of SANDBOX_PORT.")
 @click.option("--engine", type=click.Choice(["docker", "local"]), help="In place of SANDBOX_ENGINE.")
-def serve(host: str | None, port: int | None, engine: str | None) -> None:
+@click.option("--on-exit", type=click.Choice(["remove", "keep"]), help="In place of SANDBOX_ON_EXIT.")
+def serve(host: str | None, port: int | None, engine: str | None, on_exit: str | None) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C.
 
-    At the end, nothing new is admitted, what runs may finish (SANDBOX_DRAIN_SECONDS), and all containers are removed.
+    At the end, nothing new is admitted, what runs may finish (SANDBOX_DRAIN_SECONDS), and all containers are removed;
+    with --on-exit keep, sessions stay for the next start to adopt.
     Settings are environment variables; `orchestrator settings` lists them. A start that fails ends with exit code 2.
     """
-    chosen = load(host=host, port=port, engine=engine)
+    chosen = load(host=host, port=port, engine=engine, on_exit=on_exit)
     import uvloop
 
     from orchestrator import log

@@ -3,7 +3,8 @@
 import asyncio
 import secrets
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestrator import frames, isolation
@@ -13,7 +14,8 @@ from orchestrator.errors import ContainerLost, EngineError, IsolationError
 from orchestrator.frames import Result
 from orchestrator.models import Stream
 
-AGENT_VERSION = 1
+AGENT_VERSION = 2
+HELD = 8  # results that the agent of one container holds beyond their arrival
 Sink = Callable[[Stream, bytes], None]
 
 
@@ -45,9 +47,11 @@ class Container:
         self._output_limit = 3 * output_limit  # three streams
         self._channel = Channel(self._on_frame, self._lose)
         self._runs: dict[str, _Run] = {}
+        self._adopted: frozenset[str] = frozenset()
         self._hello: asyncio.Future[frames.Hello] | None = None
         self._bound: asyncio.Future[str] | None = None
         self._acks: list[str] = []
+        self._held: deque[str] = deque()
         self._pings = 0
         self._pongs = 0
 
@@ -55,32 +59,51 @@ class Container:
         """Start it and judge its self-test. IsolationError when a required layer was not observed."""
         self._channel.open(await engine.start(self.spec, self._channel))
         hello = await self._greet(limits)
-        self.canary = hello.canary
-        self.layers = isolation.judge(hello.canary, engine=engine.name, uid=self.spec.uid)
-        missing = {layer for layer in engine.required_layers if not self.layers.get(layer)}
-        if missing:
-            raise IsolationError(isolation.explain(missing))
-        self.ready_at = time.monotonic()
+        self._judge(engine, hello)
 
-    async def bind(self, session: str) -> None:
-        """Tell the agent its session, once."""
+    async def adopt(self, engine: Engine) -> frames.Hello:
+        """Attach to a running container of an earlier orchestrator; return what its agent holds."""
+        self._channel.in_step = False
+        self._channel.open(await engine.attach(self.name, self._channel))
+        hello = await self._greet({})
+        self._adopted = frozenset(known.id for known in hello.executions)
+        self._channel.in_step = True
+        self._judge(engine, hello)
+        return hello
+
+    async def bind(self, session: str, kept: dict[str, Any]) -> None:
+        """Tell the agent its session, once, and what it is to keep for who adopts it."""
         self._bound = asyncio.get_running_loop().create_future()
-        self._channel.send(frames.encode("bind", session=session))
+        self._channel.send(frames.encode("bind", session=session, kept=kept))
         if await self._bound != session:
             self._lose("the agent is bound to another session")
             raise ContainerLost("The container belongs to another session")
 
-    async def execute(self, eid: str, job: dict[str, Any], *, deadline_s: float, sink: Sink) -> Result:
-        """Run a job, hand its output to `sink` as it comes, return its result.
+    def keep(self, session: str, kept: dict[str, Any]) -> None:
+        """Replace what the agent keeps."""
+        self._channel.send(frames.encode("bind", session=session, kept=kept))
+
+    async def execute(
+        self, eid: str, job: dict[str, Any], *, note: dict[str, Any], deadline_s: float, sink: Sink, hold: bool
+    ) -> Result:
+        """Run a job, hand its output to `sink` as it comes, return its result; the agent is to `hold` that.
 
         ContainerLost when the container vanishes, or when there is no result after `deadline_s`.
         """
+        lines = frames.encode_execute(eid, job, note=note, acks=self._take_acks())
+        return await self._work(eid, lines, deadline_s, sink, hold=hold)
+
+    async def resume(self, eid: str, *, deadline_s: float, sink: Sink, hold: bool) -> Result:
+        """Follow an execution that was begun by an earlier orchestrator, from its first output on."""
+        return await self._work(eid, iter([frames.encode("resync", id=eid, seq=0)]), deadline_s, sink, hold=hold)
+
+    async def _work(self, eid: str, lines: Iterator[bytes], deadline_s: float, sink: Sink, *, hold: bool) -> Result:
         if self.lost_reason is not None:
             raise ContainerLost(self.lost_reason)
         run = self._runs[eid] = _Run(sink)
         try:
             async with asyncio.timeout(deadline_s):
-                for line in frames.encode_execute(eid, job, acks=self._take_acks()):
+                for line in lines:
                     self._channel.send(line)
                     await self._channel.drain()
                 result = await run.done
@@ -89,7 +112,11 @@ class Container:
             raise ContainerLost("The container gave no result in time") from None
         finally:
             del self._runs[eid]
-        self._acks.append(eid)  # told with the next frame: a write of its own would cost as much as the job's
+        # Acknowledged with the next frame: a write of its own would cost as much as the job's.
+        if hold:
+            self._held.append(eid)
+        if not hold or len(self._held) > HELD:
+            self._acks.append(self._held.popleft() if hold else eid)
         return result
 
     def cancel(self, eid: str) -> None:
@@ -130,36 +157,54 @@ class Container:
             raise EngineError("The agent in the image does not fit this orchestrator: build the image anew")
         return hello
 
+    def _judge(self, engine: Engine, hello: frames.Hello) -> None:
+        self.canary = hello.canary
+        self.layers = isolation.judge(hello.canary, engine=engine.name, uid=self.spec.uid)
+        missing = {layer for layer in engine.required_layers if not self.layers.get(layer)}
+        if missing:
+            raise IsolationError(isolation.explain(missing))
+        self.ready_at = time.monotonic()
+
     def _on_frame(self, frame: frames.AnyAgentFrame) -> None:
         match frame:
             case frames.Output():
                 run = self._run(frame.id)
-                run.size += len(frame.data)
-                run.seq += 1
-                if frame.seq != run.seq or run.size > self._output_limit:
-                    raise ContainerLost("the agent sent output out of order or above the limit")
-                run.sink(frame.stream, frame.data)
+                if run is not None and self._is_next(frame, run.seq + 1):
+                    run.size += len(frame.data)
+                    run.seq += 1
+                    if run.size > self._output_limit:
+                        raise ContainerLost("the agent sent output above the limit")
+                    run.sink(frame.stream, frame.data)
             case frames.Result():
                 run = self._run(frame.id)
-                if frame.seq != run.seq:
-                    raise ContainerLost("the agent sent a result before its output")
-                run.done.set_result(frame)
+                if run is not None and self._is_next(frame, run.seq):
+                    run.done.set_result(frame)
             case frames.Pong() if frame.number == self._pings:
                 self._pongs = self._pings
             case frames.Hello() if self._hello is not None and not self._hello.done():
                 self._hello.set_result(frame)
-            case frames.Bound() if self._bound is not None and not self._bound.done():
-                self._bound.set_result(frame.session)
+            case frames.Bound() if self._bound is not None:
+                if not self._bound.done():  # else the answer to `keep`
+                    self._bound.set_result(frame.session)
             case frames.Fault():
                 raise ContainerLost(isolation.explain_complaint(frame.message))
             case _:
                 raise ContainerLost("the agent sent a frame that nobody asked for")
 
-    def _run(self, eid: str) -> _Run:
+    def _run(self, eid: str) -> _Run | None:
+        """Return the run that a frame belongs to. One that was adopted may be spoken of before and after its run."""
         run = self._runs.get(eid)
-        if run is None or run.done.done():
+        if run is not None and not run.done.done():
+            return run
+        if eid not in self._adopted:
             raise ContainerLost("the agent spoke of an execution that does not run")
-        return run
+        return None
+
+    def _is_next(self, frame: frames.Output | frames.Result, seq: int) -> bool:
+        """Tell whether the frame is the expected one. What is sent again crosses what is sent anew: that is skipped."""
+        if frame.seq != seq and frame.id not in self._adopted:
+            raise ContainerLost("the agent sent its frames out of order")
+        return frame.seq == seq
 
     def _lose(self, reason: str) -> None:
         if self.lost_reason is None:

@@ -20,9 +20,8 @@ from orchestrator.container import Container
 from orchestrator.engine import Engine
 from orchestrator.errors import ImageMissing, IsolationError, SandboxError
 from orchestrator.metrics import Metrics
-from orchestrator.pool import Recipe
-from orchestrator.reconciler import limits_of, spec_of
-from orchestrator.service import make_engine, recipes
+from orchestrator.recipes import Recipe, limits_of, recipes, spec_of
+from orchestrator.service import make_engine
 from orchestrator.settings import Settings
 
 Status = Literal["ok", "warning", "MISSING", "skipped"]

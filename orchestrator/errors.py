@@ -79,6 +79,10 @@ class SessionEnded(SandboxError):
     code, status, title = "session_ended", 410, "Session ended"
 
 
+class KeyReused(SandboxError):
+    code, status, title = "idempotency_key_reused", 422, "Idempotency key reused"
+
+
 class BodyTooLarge(SandboxError):
     code, status, title = "body_too_large", 413, "Body too large"
 

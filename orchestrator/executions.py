@@ -1,7 +1,9 @@
 """From a request to an `Execution`: the job for the agent, and what its result means."""
 
+import hashlib
 import time
-from datetime import UTC, datetime
+from collections.abc import Awaitable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -9,7 +11,7 @@ import msgspec
 from orchestrator.container import Container
 from orchestrator.errors import ContainerLost
 from orchestrator.frames import Result
-from orchestrator.models import Execution, ExecutionError, ExecutionRequest, Outcome, Stream, Usage
+from orchestrator.models import Execution, ExecutionError, ExecutionRequest, Language, Outcome, Stream, Usage
 
 
 class _Report(msgspec.Struct, forbid_unknown_fields=True):
@@ -23,14 +25,24 @@ class _RawReport(msgspec.Struct):
     value: msgspec.Raw
 
 
+class Note(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent keeps of an execution, for the orchestrator that adopts it."""
+
+    language: Language
+    timeout_s: float
+    key: str | None = None
+    digest: str | None = None
+
+
 class Record:
     """One execution that runs or ran: what is known of it, growing as output arrives."""
 
-    def __init__(self, eid: str, session_id: str, request: ExecutionRequest) -> None:
-        language = request.language if request.command is None else "shell"
-        self.facts = Execution(id=eid, session_id=session_id, started_at=datetime.now(UTC), language=language)
+    def __init__(self, eid: str, session_id: str, note: Note, *, age_s: float = 0.0) -> None:
+        started_at = datetime.now(UTC) - timedelta(seconds=age_s)
+        self.facts = Execution(id=eid, session_id=session_id, started_at=started_at, language=note.language)
+        self.note = note
         self._streams: dict[Stream, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "value": bytearray()}
-        self.begun = time.monotonic()
+        self.begun = time.monotonic() - age_s
         self.duration_s = 0.0
         self.sent = False
 
@@ -39,15 +51,35 @@ class Record:
         """The execution's id."""
         return self.facts.id
 
-    async def run(self, container: Container, job: dict[str, Any], *, deadline_s: float) -> None:
+    @property
+    def key(self) -> str | None:
+        """The client's Idempotency-Key."""
+        return self.note.key
+
+    async def run(self, container: Container, job: dict[str, Any], *, grace_s: float) -> None:
         """Run the job in the container; afterwards `facts` tells the outcome, whatever happened."""
         self.sent = True
+        note = msgspec.structs.asdict(self.note)
+        deadline_s = self.note.timeout_s + grace_s
+        await self._await(
+            container.execute(
+                self.id, job, note=note, deadline_s=deadline_s, sink=self._take, hold=self.key is not None
+            )
+        )
+
+    async def resume(self, container: Container, *, grace_s: float) -> None:
+        """Take over an execution that an earlier orchestrator began: all its output comes again."""
+        self.sent = True
+        left_s = max(0.0, self.note.timeout_s - (time.monotonic() - self.begun))
+        await self._await(
+            container.resume(self.id, deadline_s=left_s + grace_s, sink=self._take, hold=self.key is not None)
+        )
+
+    async def _await(self, result: Awaitable[Result]) -> None:
         try:
-            result = await container.execute(self.id, job, deadline_s=deadline_s, sink=self._take)
+            self._finish(await result)
         except ContainerLost as error:
             self._lose(error.detail)
-        else:
-            self._finish(result)
         self.duration_s = time.monotonic() - self.begun
 
     def _take(self, stream: Stream, data: bytes) -> None:
@@ -95,6 +127,16 @@ class Record:
         if report.error is None and report.value is not msgspec.UNSET and outcome == "ok":
             self.facts.value = msgspec.json.decode(data, type=_RawReport).value
         return "error" if report.error is not None else outcome
+
+
+def note_of(request: ExecutionRequest, *, timeout_s: float, key: str | None) -> Note:
+    """Return what is to be known of a request when this process is gone."""
+    return Note(
+        language=request.language if request.command is None else "shell",
+        timeout_s=timeout_s,
+        key=key,
+        digest=None if key is None else hashlib.sha256(msgspec.json.encode(request)).hexdigest(),
+    )
 
 
 def job_of(

@@ -25,19 +25,23 @@ class AgentFrame(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, f
 
 
 class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An execution that the agent holds; `seq` counts its output frames."""
+    """An execution that the agent holds: `seq` counts its output frames, `note` came with it `age_s` ago."""
 
     id: Eid
     seq: Count
     done: bool
+    note: dict[str, Any]
+    age_s: Amount
 
 
 class Hello(AgentFrame, frozen=True):
-    """The agent is ready, and answers with what it is bound to and still holds."""
+    """The agent is ready, and answers with what it is bound to and still holds; `kept` came `kept_age_s` ago."""
 
     version: int
     nonce: str
     session: str | None
+    kept: dict[str, Any] | None
+    kept_age_s: Amount
     canary: dict[str, Any]
     executions: list[Known]
 
@@ -103,16 +107,17 @@ def encode(kind: str, **fields: Any) -> bytes:
     return _encoder.encode({"type": kind, **fields}) + b"\n"
 
 
-def encode_execute(eid: str, job: dict[str, Any], *, acks: list[str]) -> Iterator[bytes]:
+def encode_execute(eid: str, job: dict[str, Any], *, note: dict[str, Any], acks: list[str]) -> Iterator[bytes]:
     """Yield the lines that hand over a job: one, or parts before it when the job is long.
 
-    `acks` names executions whose results have arrived, so that the agent may forget them.
+    `note` is kept by the agent and said again to who adopts the execution. `acks` names executions whose
+    results have arrived, so that the agent may forget them.
     """
-    line = encode("execute", id=eid, job=job, acks=acks)
+    line = encode("execute", id=eid, job=job, note=note, acks=acks)
     if len(line) <= LINE_LIMIT:
         yield line
         return
     body = _encoder.encode({"job": job})
     for start in range(0, len(body), PART):
         yield encode("part", id=eid, data=body[start : start + PART])
-    yield encode("execute", id=eid, acks=acks)
+    yield encode("execute", id=eid, note=note, acks=acks)

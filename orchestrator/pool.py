@@ -4,19 +4,10 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
-import msgspec
-
 from orchestrator.container import Container
 from orchestrator.errors import Unavailable
-from orchestrator.models import Source, Template
-
-
-class Recipe(msgspec.Struct, frozen=True, kw_only=True):
-    """What the reconciler needs to start a container of a template."""
-
-    template: Template
-    preboot: int
-    runtime: str | None
+from orchestrator.models import Source
+from orchestrator.recipes import Recipe
 
 
 class Pool:

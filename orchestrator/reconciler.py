@@ -2,22 +2,23 @@
 
 import asyncio
 import random
-import secrets
 import time
+from collections.abc import Collection
 
+import msgspec
 import structlog
 
 from orchestrator.container import Container
-from orchestrator.engine import Engine, Spec
+from orchestrator.engine import Engine, Seen, Spec
 from orchestrator.errors import EngineError, SandboxError
 from orchestrator.metrics import Metrics
 from orchestrator.plan import Plan, PoolView, View, plan
-from orchestrator.pool import Pool, Recipe
+from orchestrator.pool import Pool
+from orchestrator.recipes import TEMPLATE_LABEL, UID_LABEL, limits_of, spec_of
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
 
 log = structlog.get_logger()
-AGENT_HEADROOM = 48 << 20  # bytes of the container's memory that are the agent's
 FIRST_BACKOFF_S, LAST_BACKOFF_S = 1.0, 30.0
 PARALLEL_STARTS = 4
 ORPHAN_AGE_S = 60.0
@@ -101,9 +102,17 @@ class Reconciler:
                 except TimeoutError:
                     pass
 
-    async def clear(self) -> None:
-        """Remove every container of this instance, those of an earlier life too. EngineError when that fails."""
+    async def adopt(self, sessions: Sessions) -> None:
+        """Take over the sessions of an earlier orchestrator, and remove what else it left. Before `run`."""
+        seen = await self._engine.list()
+        await asyncio.gather(*(self._adopt(item, sessions) for item in seen))
+
+    async def clear(self, keep: Collection[Container] = ()) -> None:
+        """Remove every container of this instance but those to keep, which are left alone. EngineError when it fails."""
+        for container in keep:
+            container.close("the service ended")
         names = {seen.name for seen in await self._engine.list()} | set(self.known)
+        names -= {container.name for container in keep}
         try:
             async with asyncio.timeout(END_S):
                 results = await asyncio.gather(*map(self._engine.remove, names), return_exceptions=True)
@@ -142,7 +151,7 @@ class Reconciler:
             View(
                 pools={
                     template: PoolView(
-                        size=0 if sessions.draining else pool.recipe.template.pool_size,
+                        size=0 if sessions.admission.draining else pool.recipe.template.pool_size,
                         waiting=len(pool.waiting),
                         starting=len(pool.starting),
                         ready={container.name: now - container.ready_at for container in pool.ready},
@@ -184,16 +193,47 @@ class Reconciler:
                 container = self._new(self._pools[template])
                 self._tasks.create_task(self._start(container, self._pools[template]))
 
-    # --- start and remove
+    # --- adopt, start, remove
+
+    async def _adopt(self, seen: Seen, sessions: Sessions) -> None:
+        template, uid = seen.labels.get(TEMPLATE_LABEL, ""), seen.labels.get(UID_LABEL, "")
+        reason = "it does not run"
+        if seen.running and template in self._pools and uid.isdigit():
+            spec = msgspec.structs.replace(
+                spec_of(self._settings, self._pools[template].recipe, uid=int(uid)), name=seen.name
+            )
+            container = self._container(spec, template)
+            try:
+                async with asyncio.timeout(self._settings.engine_timeout_seconds):
+                    hello = await container.adopt(self._engine)
+                if sessions.adopt(container, hello):
+                    self.layers, self.canary = container.layers, container.canary
+                    return
+                reason = "it has no session"
+            except TimeoutError:
+                reason = "its agent did not answer"
+            except SandboxError as error:
+                reason = error.detail
+            container.close(reason)
+            del self.known[seen.name]
+        log.info("container_not_adopted", container=seen.name, reason=reason)
+        try:
+            await self._engine.remove(seen.name)
+        except EngineError as error:  # the reconciler finds it again, as an orphan
+            self._note_engine_fault(error)
 
     def _new(self, pool: Pool) -> Container:
         """Register a container under a name of ours and a user id of its own, before it exists."""
         taken = {container.spec.uid for container in self.known.values()}
         uid = next(uid for uid in range(self._settings.uid_base, 1 << 31) if uid not in taken)
-        spec, name = spec_of(self._settings, pool.recipe, uid=uid), pool.recipe.template.name
-        container = Container(spec, name, output_limit=self._settings.max_output, on_lost=lambda _: self.wake())
+        container = self._container(spec_of(self._settings, pool.recipe, uid=uid), pool.recipe.template.name)
+        pool.starting.add(container.name)
+        return container
+
+    def _container(self, spec: Spec, template: str) -> Container:
+        limit = self._settings.max_output
+        container = Container(spec, template, output_limit=limit, on_lost=lambda _: self.wake())
         self.known[spec.name] = container
-        pool.starting.add(spec.name)
         return container
 
     async def _start(self, container: Container, pool: Pool) -> None:
@@ -263,34 +303,3 @@ class Reconciler:
                     self._metrics.heartbeats_missed.inc()
                     if container.missed_beats >= self._settings.heartbeat_misses:
                         container.lose("the agent missed its heartbeats")
-
-
-def spec_of(settings: Settings, recipe: Recipe, *, uid: int) -> Spec:
-    """Return the container to start for a recipe, under a new name of ours."""
-    template = recipe.template
-    workspace, scratch = template.workspace_kb << 10, settings.scratch_limit << 10
-    return Spec(
-        name=f"sandbox-{settings.instance}-{secrets.token_hex(6)}",
-        image=template.image,
-        uid=uid,
-        cpus=template.cpu_quota,
-        memory_bytes=(template.memory_kb << 10) + AGENT_HEADROOM + workspace + scratch,
-        workspace_bytes=workspace,
-        scratch_bytes=scratch,
-        labels={"sandbox.template": template.name},
-        runtime=recipe.runtime,
-    )
-
-
-def limits_of(settings: Settings, recipe: Recipe) -> dict[str, int]:
-    """Return the limits that the agent puts on every execution."""
-    template = recipe.template
-    return {
-        "memory_bytes": template.memory_kb << 10,
-        "file_bytes": template.workspace_kb << 10,
-        "processes": settings.processes,
-        "open_files": 256,
-        "keep_bytes": settings.max_output,
-        "drain_bytes": settings.drain_output,
-        "preboot": recipe.preboot,
-    }

@@ -11,13 +11,13 @@ from pathlib import Path
 import structlog
 from prometheus_client import CollectorRegistry
 
-from orchestrator import models
 from orchestrator.engine import Engine
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import BrokenReconciler, EngineError, SettingsError
 from orchestrator.metrics import Metrics
-from orchestrator.pool import Pool, Recipe
+from orchestrator.pool import Pool
+from orchestrator.recipes import recipes
 from orchestrator.reconciler import Reconciler
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
@@ -39,15 +39,15 @@ class Service:
 
     def not_ready(self) -> list[str]:
         """Return why no session is accepted now; empty when one is."""
-        return (["the service is ending"] if self.sessions.draining else []) + self.reconciler.faults()
+        return (["the service is ending"] if self.sessions.admission.draining else []) + self.reconciler.faults()
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:
-        """Serve inside this context. At its end everything of ours is removed."""
+        """Serve inside this context. At its end everything of ours is removed, but sessions that are to be kept."""
         with lock(self.settings):
             facts = await self.engine.check()
             log.info("engine_found", engine=self.engine.name, **facts)
-            await self.reconciler.clear()
+            await self.reconciler.adopt(self.sessions)
             task = asyncio.create_task(self.reconciler.run(self.sessions))
             task.add_done_callback(end_if_broken)
             try:
@@ -57,7 +57,7 @@ class Service:
                 task.cancel()
                 await asyncio.wait([task])
                 try:
-                    await self.reconciler.clear()
+                    await self.reconciler.clear(keep=[session.container for session in self.sessions.held.values()])
                 except EngineError as error:
                     log.warning("containers_left", error=error.detail)
                 await self.engine.close()
@@ -96,24 +96,6 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     if settings.engine == "local":
         return LocalEngine(Path(settings.state_dir) / settings.instance, record=record)
     return DockerEngine(settings.instance, timeout_s=settings.engine_timeout_seconds, record=record)
-
-
-def recipes(settings: Settings) -> dict[str, Recipe]:
-    """Return what each template's containers are made from."""
-    made = {}
-    for name, recipe in settings.recipes().items():
-        template = models.Template(
-            name=name,
-            image=str(recipe.image),
-            pool_size=int(recipe.pool_size or 0),
-            cpu_quota=float(recipe.cpu_quota or settings.cpu_quota),
-            memory_kb=int(recipe.memory_kb or settings.memory_limit),
-            workspace_kb=int(recipe.workspace_kb or settings.workspace_limit),
-            network="none",
-            languages=list(models.LANGUAGES),
-        )
-        made[name] = Recipe(template=template, preboot=int(recipe.preboot or settings.preboot), runtime=recipe.runtime)
-    return made
 
 
 @contextmanager

@@ -4,81 +4,33 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Coroutine
 
+import msgspec
 import structlog
 
 from orchestrator import models
+from orchestrator.admission import Admission
 from orchestrator.container import Container
 from orchestrator.errors import (
     ExecutionNotFound,
-    InvalidRequest,
+    KeyReused,
     SessionEnded,
     SessionExists,
     SessionNotFound,
-    TimeoutAboveCap,
-    TooManyRequests,
-    Unavailable,
     UnknownTemplate,
 )
-from orchestrator.executions import Record, job_of, lambda_context
+from orchestrator.executions import Note, Record, job_of, lambda_context, note_of
+from orchestrator.frames import Hello
 from orchestrator.metrics import Metrics
 from orchestrator.models import EndReason, ExecutionRequest, OneShotRequest, SessionPatch, SessionRequest, Source
 from orchestrator.pool import Pool
+from orchestrator.session import Kept, Session, new
 from orchestrator.settings import Settings
 
 log = structlog.get_logger()
-HISTORY = 64  # finished executions that a session remembers
 ENDED = 1024  # ended sessions whose reason is remembered
-QUEUE_FACTOR = 16  # executions that may queue in a session, for each that may run at once
 CANCEL_S = 5.0
-
-
-class Session:
-    """A client's use of one container. Times are monotonic; `started` is for showing."""
-
-    def __init__(self, request: SessionRequest, sid: str, container: Container, source: Source, limit: int) -> None:
-        self.id = sid
-        self.container = container
-        self.source = source
-        self.env = request.env
-        self.metadata = request.metadata
-        self.created = self.used = time.monotonic()
-        self.expires = 0.0
-        self.idle_timeout_s = 0.0
-        self.count = 0
-        self.gate = asyncio.Semaphore(limit)
-        self.records: OrderedDict[str, Record] = OrderedDict()
-        self.running: dict[str, asyncio.Task[None]] = {}
-
-    @property
-    def due(self) -> float:
-        """When it ends by itself, unless an execution runs."""
-        return min(self.expires, self.used + self.idle_timeout_s)
-
-    def overdue(self, now: float) -> EndReason | None:
-        """Why it is to end now, if it is. A running execution keeps it."""
-        if self.running or now < self.due:
-            return None
-        return "expired" if now >= self.expires else "idle"
-
-    def facts(self) -> models.Session:
-        """Return what a client sees."""
-        now, clock = time.monotonic(), datetime.now(UTC)
-        return models.Session(
-            id=self.id,
-            template=self.container.template,
-            created_at=clock - timedelta(seconds=now - self.created),
-            last_used_at=clock - timedelta(seconds=now - self.used),
-            expires_at=clock + timedelta(seconds=self.expires - now),
-            idle_timeout_s=self.idle_timeout_s,
-            executions=self.count,
-            source=self.source,
-            network="none",
-            metadata=self.metadata,
-            layers=self.container.layers,
-        )
 
 
 class Sessions:
@@ -92,7 +44,7 @@ class Sessions:
         discard: Callable[[Container, str], None],
     ) -> None:
         self.held: dict[str, Session] = {}
-        self.draining = False
+        self.admission = Admission(settings, metrics)
         self._settings = settings
         self._pools = pools
         self._default = next(iter(pools))
@@ -102,6 +54,7 @@ class Sessions:
         self._ended: OrderedDict[str, EndReason] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
         self.one_shots: set[str] = set()
+        self.keeping = False
 
     # --- life
 
@@ -110,19 +63,19 @@ class Sessions:
         sid = request.id or f"s{secrets.token_hex(10)}"
         if sid in self.held or sid in self._opening:
             raise SessionExists(f"There is a session {sid} already: choose another id, or end it first")
-        ttl_s = self._ttl(request.ttl_s)
-        self._admit()
+        life = {
+            "expires_in_s": self.admission.ttl_s(request.ttl_s),
+            "idle_timeout_s": request.idle_timeout_s or self._settings.idle_timeout_seconds,
+        }
         opened = self._opening[sid] = asyncio.Event()
         try:
             container, source = await self._acquire(request.template)
+            session = new(sid, container, request, source, limit=self._settings.session_executions, **life)
             try:
-                await container.bind(sid)
+                await container.bind(sid, session.kept())
             except BaseException:
                 self._discard(container, "bind_failed")
                 raise
-            session = Session(request, sid, container, source, self._settings.session_executions)
-            session.expires = session.created + ttl_s
-            session.idle_timeout_s = request.idle_timeout_s or self._settings.idle_timeout_seconds
             self.held[sid] = session
         finally:
             del self._opening[sid]
@@ -154,13 +107,32 @@ class Sessions:
         session = self.get(sid)
         now = time.monotonic()
         if patch.ttl_s is not None:
-            session.expires = now + self._ttl(patch.ttl_s)
+            session.expires = now + self.admission.ttl_s(patch.ttl_s)
         if patch.idle_timeout_s is not None:
             session.idle_timeout_s = patch.idle_timeout_s
         if patch.metadata is not None:
             session.metadata = patch.metadata
         session.used = now
+        session.container.keep(sid, session.kept())
         return session
+
+    def adopt(self, container: Container, hello: Hello) -> bool:
+        """Take over the session of a container that an earlier orchestrator started; False when it has none."""
+        if hello.session is None or hello.kept is None or hello.session in self.held:
+            return False
+        try:
+            kept = msgspec.convert(hello.kept, Kept)
+            notes = {known.id: msgspec.convert(known.note, Note) for known in hello.executions}
+        except msgspec.ValidationError:  # kept by an orchestrator of another version
+            return False
+        limit = self._settings.session_executions
+        session = Session(hello.session, container, kept, limit=limit, told_ago_s=hello.kept_age_s)
+        self.held[session.id] = session
+        for known in hello.executions:
+            record = Record(known.id, session.id, notes[known.id], age_s=known.age_s)
+            self._begin(session, record, self._resume(session, record))
+        log.info("session_adopted", session=session.id, template=container.template, executions=len(hello.executions))
+        return True
 
     def end(self, session: Session, reason: EndReason) -> None:
         """End a session; its container is destroyed. A session that has ended already is left alone."""
@@ -183,37 +155,39 @@ class Sessions:
 
     # --- executions
 
-    async def execute(self, sid: str, request: ExecutionRequest) -> models.Execution:
-        """Run an execution to its end. Who stops waiting cancels it."""
+    async def execute(self, sid: str, request: ExecutionRequest, *, key: str | None = None) -> models.Execution:
+        """Run an execution to its end. Who stops waiting cancels it.
+
+        With a `key` that the session knows, nothing runs: the execution that had it first is the answer.
+        """
         session = self.get(sid)
-        timeout_s = self._check(request)
-        queued = len(session.running)
-        if queued >= self._settings.session_executions * (1 + QUEUE_FACTOR):
-            raise self._refuse("session", "This session has too many executions waiting: wait for some to end")
-        record = Record(f"e{secrets.token_hex(10)}", sid, request)
-        session.records[record.id] = record
-        session.count += 1
-        task = asyncio.create_task(self._run(session, record, request, timeout_s))
-        session.running[record.id] = task
-        self._own(task)
+        timeout_s = self.admission.timeout_s(request)
+        note = note_of(request, timeout_s=timeout_s, key=key)
+        if key is not None and (eid := session.keys.get(key)) is not None:
+            return await self._repeat(session, session.records[eid], note)
+        self.admission.execution(in_session=len(session.running), in_flight=self.in_flight)
+        record = Record(f"e{secrets.token_hex(10)}", sid, note)
+        task = self._begin(session, record, self._run(session, record, request))
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            self._cancel(session, record)
+            if not self.keeping:
+                self._cancel(session, record)
             raise
         return record.facts
 
     async def execute_once(self, request: OneShotRequest) -> models.Execution:
         """Run one execution in a fresh container that is destroyed afterwards."""
-        timeout_s = self._check(request)
+        timeout_s = self.admission.timeout_s(request)
+        self.admission.execution(in_session=0, in_flight=self.in_flight)
         name = f"once-{secrets.token_hex(8)}"
         self.one_shots.add(name)
         try:
             container, _ = await self._acquire(request.template)
             try:
-                await container.bind(name)
-                record = Record(f"e{secrets.token_hex(10)}", name, request)
-                await self._execute(record, container, request, timeout_s, {})
+                await container.bind(name, {})
+                record = Record(f"e{secrets.token_hex(10)}", name, note_of(request, timeout_s=timeout_s, key=None))
+                await self._execute(record, container, request, {})
             finally:
                 self._discard(container, "ended")
         finally:
@@ -232,10 +206,16 @@ class Sessions:
         self._cancel(self.get(sid), self.execution(sid, eid))
 
     async def drain(self, timeout_s: float) -> None:
-        """Admit nothing new, let what runs finish for a while, cancel the rest, then end all sessions."""
-        self.draining = True
+        """Admit nothing new and let what runs finish for a while.
+
+        Then cancel the rest and end all sessions; or, to keep them, let them go on in their containers.
+        """
+        self.admission.draining = True
+        self.keeping = self._settings.on_exit == "keep"
         if tasks := list(self._tasks):
             await asyncio.wait(tasks, timeout=timeout_s)
+        if self.keeping:
+            return
         for session in self.held.values():
             for eid in session.running:
                 self._cancel(session, session.records[eid])
@@ -253,31 +233,50 @@ class Sessions:
 
     # --- parts
 
-    async def _run(self, session: Session, record: Record, request: ExecutionRequest, timeout_s: float) -> None:
+    def _begin(self, session: Session, record: Record, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        session.add(record, task)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    async def _run(self, session: Session, record: Record, request: ExecutionRequest) -> None:
         try:
             async with session.gate:
                 session.used = time.monotonic()
                 if record.facts.outcome is None:
-                    await self._execute(record, session.container, request, timeout_s, session.env)
+                    await self._execute(record, session.container, request, session.env)
                 else:  # cancelled while it queued
                     record.duration_s = time.monotonic() - record.begun
                     self._account(record)
         finally:
-            del session.running[record.id]
-            session.used = time.monotonic()
-            finished = [eid for eid in session.records if eid not in session.running]
-            for eid in finished[:-HISTORY]:
-                del session.records[eid]
+            session.finish(record)
+
+    async def _resume(self, session: Session, record: Record) -> None:
+        try:
+            async with session.gate:
+                await record.resume(session.container, grace_s=self._settings.grace_seconds)
+                self._account(record)
+        finally:
+            session.finish(record)
+
+    async def _repeat(self, session: Session, record: Record, note: Note) -> models.Execution:
+        """Answer a request that was sent before with the same key."""
+        if record.note.digest != note.digest:
+            raise KeyReused(f"The Idempotency-Key {note.key} was used for another request: choose a new one")
+        if (task := session.running.get(record.id)) is not None:
+            await asyncio.shield(task)
+        return record.facts
 
     async def _execute(
-        self, record: Record, container: Container, request: ExecutionRequest, timeout_s: float, env: dict[str, str]
+        self, record: Record, container: Container, request: ExecutionRequest, env: dict[str, str]
     ) -> None:
         facts = record.facts
         memory_kb = self._pools[container.template].recipe.template.memory_kb
         context = lambda_context(facts.id, facts.session_id, memory_kb=memory_kb)
-        job = job_of(request, timeout_s=timeout_s, env=env, context=context)
+        job = job_of(request, timeout_s=record.note.timeout_s, env=env, context=context)
         try:
-            await record.run(container, job, deadline_s=timeout_s + self._settings.grace_seconds)
+            await record.run(container, job, grace_s=self._settings.grace_seconds)
         finally:
             self._account(record)
 
@@ -312,46 +311,10 @@ class Sessions:
             names = ", ".join(self._pools)
             raise UnknownTemplate(f"There is no template {template}: use one of {names}")
         taken = len(self.held) + len(self._opening) + len(self.one_shots)  # the one that asks included
-        if taken > self._settings.max_containers:
-            raise self._refuse("sessions", "All containers are in use: end a session, or try again later")
-        if sum(len(pool.waiting) for pool in self._pools.values()) > self._settings.max_waiting:
-            raise self._refuse("waiting", "Too many sessions wait for a container: try again later")
+        self.admission.session(taken=taken, waiting=sum(len(pool.waiting) for pool in self._pools.values()))
         begun = time.monotonic()
         container, source = await pool.acquire(self._settings.acquire_timeout_seconds)
         self._metrics.acquire.labels(source).observe(time.monotonic() - begun)
         count = self._metrics.pool_hits if source == "warm" else self._metrics.pool_misses
         count.labels(container.template).inc()
         return container, source
-
-    def _check(self, request: ExecutionRequest) -> float:
-        """Return the timeout of a request that makes sense; refuse one that does not."""
-        if request.command is not None and (request.code is not None or request.handler is not None):
-            raise InvalidRequest("Give `code` or `command`, not both")
-        if request.command is None and request.code is None and "." not in (request.handler or ""):
-            raise InvalidRequest("Give `code`, `command`, or a `handler` of the form module.function")
-        if request.language == "shell" and request.command is None and request.code is None:
-            raise InvalidRequest("Shell has no handlers: give `code` or `command`")
-        timeout_s = request.timeout_s or self._settings.timeout_seconds
-        if timeout_s > self._settings.max_timeout_seconds:
-            raise TimeoutAboveCap(f"`timeout_s` is at most {self._settings.max_timeout_seconds:g}")
-        self._admit()
-        if self.in_flight >= self._settings.max_executions:
-            raise self._refuse("executions", "Too many executions run: try again later")
-        return timeout_s
-
-    def _ttl(self, ttl_s: float | None) -> float:
-        if ttl_s is not None and ttl_s > self._settings.max_ttl_seconds:
-            raise TimeoutAboveCap(f"`ttl_s` is at most {self._settings.max_ttl_seconds:g}")
-        return ttl_s or self._settings.ttl_seconds
-
-    def _admit(self) -> None:
-        if self.draining:
-            raise Unavailable("The service is ending: use another one", retry_after_s=5)
-
-    def _refuse(self, reason: str, detail: str) -> TooManyRequests:
-        self._metrics.refusals.labels(reason).inc()
-        return TooManyRequests(detail, retry_after_s=1)
-
-    def _own(self, task: asyncio.Task[None]) -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)

@@ -102,9 +102,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     drain_seconds: Annotated[
         Positive, Meta(description="time that running executions get at the end of the service")
     ] = 20.0
-    on_exit: Annotated[Literal["remove"], Meta(description="what becomes of sessions at the end of the service")] = (
-        "remove"
-    )
+    on_exit: Annotated[
+        Literal["remove", "keep"], Meta(description="what becomes of sessions at the end of the service")
+    ] = "remove"
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")

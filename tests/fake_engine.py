@@ -53,11 +53,19 @@ class Played:
 
     def finish(self, eid: str, outcome: str = "ok", exit_code: int = 0, **facts: Any) -> None:
         """Report an execution's result."""
-        spent = {"wall_s": 0.001, "cpu_s": 0.001, "max_rss_bytes": 1, "truncated": [], "seq": 0, "message": ""}
+        spent: dict[str, Any] = {
+            "wall_s": 0.001,
+            "cpu_s": 0.001,
+            "max_rss_bytes": 1,
+            "truncated": [],
+            "seq": 0,
+            "message": "",
+        }
+        spent["signal"] = exit_code - 128 if exit_code > 128 else None
         self.say("result", id=eid, outcome=outcome, exit_code=exit_code, **(spent | facts))
 
     def _on_hello(self, frame: frames.Frame) -> None:
-        facts = {"version": 1, "session": self.session, "canary": {}, "executions": []}
+        facts: dict[str, Any] = {"version": 1, "session": self.session, "canary": {}, "executions": []}
         self.say("hello", nonce=frame["nonce"], **facts)
 
     def _on_bind(self, frame: frames.Frame) -> None:
@@ -77,9 +85,6 @@ class Played:
 
     def _on_cancel(self, frame: frames.Frame) -> None:
         self.finish(frame["id"], "cancelled", 137)
-
-    def _on_ack(self, frame: frames.Frame) -> None:
-        pass
 
 
 class Stage:

@@ -21,7 +21,7 @@ from layout import Layout, make_etc
 from loop import WRITE, Loop
 from seatbelt import Seatbelt
 
-VERSION = 1
+VERSION = 2
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
 BOOT_RETRY_S = 0.1
@@ -44,6 +44,8 @@ class Agent:
         self._writing = False
         self._heard_at = time.monotonic()
         self._session: str | None = None
+        self._kept: Frame | None = None
+        self._kept_at = self._heard_at
         self._canary: Any = None
         self._hello: Frame | None = None
         self._executions: dict[str, Execution] = {}
@@ -118,8 +120,8 @@ class Agent:
         self._send({"type": "pong", "number": frame["number"]})
 
     def _on_bind(self, frame: Frame) -> None:
-        if self._session is None:
-            self._session = frame["session"]
+        if self._session in (None, frame["session"]):
+            self._session, self._kept, self._kept_at = frame["session"], frame.get("kept"), time.monotonic()
         self._send({"type": "bound", "session": self._session})
 
     def _on_part(self, frame: Frame) -> None:
@@ -131,7 +133,9 @@ class Agent:
             job = (decode(b"".join(self._parts.pop(frame["id"], []))) or {}).get("job")
         if frame["id"] in self._executions or job is None:
             return
-        execution = Execution(frame["id"], job, self._limits, self._loop, self._send, self._done)
+        execution = Execution(
+            frame["id"], job, frame.get("note") or {}, self._limits, self._loop, self._send, self._done
+        )
         self._executions[frame["id"]] = execution
         self._begin(execution)
         self._loop.call_later(REFILL_S, self._refill)
@@ -219,7 +223,7 @@ class Agent:
         self._rlimits = self._limits.rlimits()
         self._layout = Layout(self._scratch, self._workspace, share_network=alone)
         job: Frame = {"code": CANARY, "handler": "canary", "timeout_s": 20.0}
-        execution = Execution("canary", job, self._limits, self._loop, lambda _frame: None, self._judge)
+        execution = Execution("canary", job, {}, self._limits, self._loop, lambda _frame: None, self._judge)
         try:
             execution.start(self._boot())
         except OSError as error:
@@ -250,6 +254,8 @@ class Agent:
                 "version": VERSION,
                 "nonce": self._hello["nonce"],
                 "session": self._session,
+                "kept": self._kept,
+                "kept_age_s": time.monotonic() - self._kept_at,
                 "canary": self._canary,
                 "executions": executions,
             }

@@ -51,6 +51,7 @@ class Execution:
         self,
         eid: str,
         job: dict[str, Any],
+        note: dict[str, Any],
         limits: Limits,
         loop: Loop,
         send: Callable[[Frame], None],
@@ -61,6 +62,8 @@ class Execution:
         self.result: Frame | None = None
         self.message = ""
         self._job = job
+        self._note = note
+        self._begun_at = time.monotonic()
         self._limits = limits
         self._send = send
         self._done = done
@@ -111,7 +114,13 @@ class Execution:
 
     def summary(self) -> Frame:
         """Return what a newly attached orchestrator must know of this execution."""
-        return {"id": self.id, "seq": len(self._chunks), "done": self.result is not None}
+        return {
+            "id": self.id,
+            "seq": len(self._chunks),
+            "done": self.result is not None,
+            "note": self._note,
+            "age_s": time.monotonic() - self._begun_at,
+        }
 
     def resend(self, seq: int) -> None:
         """Send again what follows the numbered output frame `seq`."""

@@ -99,11 +99,10 @@ class Launcher:
         if not self._dying:
             self._dying = True
             self._killed_usage = [usage(pid) for pid in descendants(self._init_pid)]
-        with suppress(ProcessLookupError):
-            if self._init_fd != CLOSED:
+        # An init that was not reported yet is killed when it is: it would survive bwrap, which it then waits for, forever.
+        if self._init_fd != CLOSED:
+            with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
-            elif self._init_pid is None:  # not cloned yet, or not reported: nothing of the user ran
-                os.kill(self._pid, signal.SIGKILL)
 
     # --- boot
 

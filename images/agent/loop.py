@@ -10,7 +10,7 @@ import selectors
 import time
 from collections.abc import Callable
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 READ, WRITE = selectors.EVENT_READ, selectors.EVENT_WRITE
 SWEEP = 256  # timers above which the cancelled ones are swept out
 

@@ -3,6 +3,7 @@
 import marshal
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from loop import WRITE, Loop
@@ -40,7 +41,7 @@ class Program:
         for fd in self.child_ends.values():
             os.close(fd)
         for stream, fd in self._outputs.items():
-            self._loop.add(fd, lambda stream=stream: self._read(stream))  # type: ignore[misc]
+            self._loop.add(fd, partial(self._read, stream))
 
     def abandon(self) -> None:
         """Close all ends of an interpreter that was not started."""

@@ -27,6 +27,15 @@ from orchestrator.service import Service
 
 Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
 Eid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the execution")]
+IdempotencyKey = Annotated[
+    str | None,
+    Parameter(
+        header="Idempotency-Key",
+        min_length=1,
+        max_length=255,
+        description="a request that is sent again with its key is answered with the execution that the first one began",
+    ),
+]
 PageSize = Annotated[int, Parameter(ge=1, le=1000, description="sessions of one page")]
 
 
@@ -69,9 +78,11 @@ async def end_session(service: Service, sid: Sid) -> None:
 
 
 @post("/sessions/{sid:str}/executions", status_code=HTTP_200_OK, summary="Execute")
-async def execute(service: Service, request: Request[Any, Any, Any], sid: Sid, data: ExecutionRequest) -> Execution:
+async def execute(
+    service: Service, request: Request[Any, Any, Any], sid: Sid, data: ExecutionRequest, key: IdempotencyKey = None
+) -> Execution:
     """Run code or a command to its end; who disconnects cancels it. A failing code is an outcome, not an HTTP error."""
-    return await while_connected(request, service.sessions.execute(sid, data))
+    return await while_connected(request, service.sessions.execute(sid, data, key=key))
 
 
 @get("/sessions/{sid:str}/executions", summary="List executions")

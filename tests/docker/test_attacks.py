@@ -60,8 +60,6 @@ def test_the_runner_sees_an_execution_that_is_not_as_expected(field: str, value:
 def test_a_check_that_does_not_hold_fails_its_case(live: Live) -> None:
     """By a case whose code leaves a process in the session that is still running when the check looks."""
     case = next(case for case in CASES if case.id == "priv-01")
-    wrong = Case(
-        id="control", group="control", kind="code", language="python", payload="print(1)", expect=case.expect
-    )
+    wrong = Case(id="control", group="control", kind="code", language="python", payload="print(1)", expect=case.expect)
     with pytest.raises(Failed, match="stdout lacks"):
         code.run(live, wrong)

@@ -10,16 +10,16 @@ from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
-import frames as agent_frames
 import msgspec
 import pytest
 
+import frames as agent_frames
 from orchestrator import frames, isolation
 from orchestrator.container import Container
 from orchestrator.engine import Spec, Wire
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ContainerLost, IsolationError
-from orchestrator.executions import Record, job_of, lambda_context
+from orchestrator.executions import Record, job_of, lambda_context, note_of
 from orchestrator.models import Execution, ExecutionRequest, Stream
 
 MIB = 1 << 20
@@ -66,7 +66,7 @@ async def boot(engine: LocalEngine, **limits: int) -> Container:
         spec(), "python", output_limit=LIMITS["drain_bytes"], on_lost=lambda lost: print(lost.lost_reason)
     )
     await container.start(engine, LIMITS | limits)
-    await container.bind("s1")
+    await container.bind("s1", {})
     return container
 
 
@@ -78,11 +78,11 @@ async def container(engine: LocalEngine) -> Container:
 async def run(container: Container, code: str | None = None, *, session_env: Any = None, **fields: Any) -> Execution:
     """Run as the service does, and return what it would answer, the value decoded."""
     request = msgspec.convert({"code": code, "timeout_s": SOON_S} | fields, ExecutionRequest)
-    record = Record(f"e{next(NUMBERS)}", "s1", request)
     timeout_s = request.timeout_s or SOON_S
+    record = Record(f"e{next(NUMBERS)}", "s1", note_of(request, timeout_s=timeout_s, key=None))
     context = lambda_context(record.id, "s1", memory_kb=LIMITS["memory_bytes"] >> 10)
     job = job_of(request, timeout_s=timeout_s, env=session_env or {}, context=context)
-    await record.run(container, job, deadline_s=timeout_s + SOON_S)
+    await record.run(container, job, grace_s=SOON_S)
     if isinstance(record.facts.value, msgspec.Raw):
         record.facts.value = msgspec.json.decode(record.facts.value)
     return record.facts
@@ -341,7 +341,7 @@ async def test_a_value_arrives_although_the_code_closed_its_streams(container: C
 
 # --- Lambda
 
-EVENTS = [
+EVENTS: list[tuple[str, dict[str, Any], Any]] = [
     ("its default", {}, {}),
     ("null", {"event": None}, None),
     ("a list", {"event": [1, "ü"]}, [1, "ü"]),
@@ -686,7 +686,7 @@ async def test_a_running_execution_is_cancelled_and_keeps_what_it_printed(contai
         started.set()
 
     job = {"code": "import os\nos.write(1, b'started')\nwhile True: pass", "timeout_s": 30.0}
-    running = asyncio.create_task(container.execute("to-cancel", job, deadline_s=30, sink=take))
+    running = asyncio.create_task(container.execute("to-cancel", job, note={}, deadline_s=30, sink=take, hold=False))
     await started.wait()
     container.cancel("to-cancel")
     container.cancel("to-cancel")
@@ -944,6 +944,26 @@ async def test_an_execution_is_cancelled_before_it_could_start(driver: Driver) -
     [result] = await driver.expect("result")
     assert result["outcome"] == "cancelled"
     driver.send("ack", acks=["early-cancel"])
+
+
+async def test_an_execution_that_is_cancelled_at_any_moment_of_its_sandboxes_boot_ends_and_leaves_no_process(
+    engine: LocalEngine, driver: Driver
+) -> None:
+    """More at once than sandboxes wait, so most are still to boot; the pause before the cancel is what varies."""
+    for step in range(20):
+        names = [f"boot-{step}-{number}" for number in range(5)]
+        for name in names:
+            driver.send("execute", id=name, job=job("import time\ntime.sleep(60)"))
+        await asyncio.sleep(step * 0.0005)
+        for name in names:
+            driver.send("cancel", id=name)
+        found = await driver.expect(*["result"] * 5)
+        assert {frame["outcome"] for frame in found} == {"cancelled"}
+        driver.send("ack", acks=names)
+    agent = engine._agents[driver.name]._process.get_pid()
+    async with asyncio.timeout(SOON_S):
+        while len(Path(f"/proc/{agent}/task/{agent}/children").read_text().split()) > LIMITS["preboot"]:
+            await asyncio.sleep(0.01)
 
 
 async def test_more_executions_than_waiting_sandboxes_all_end(driver: Driver) -> None:

@@ -86,9 +86,7 @@ def lone_console(folder: Path) -> Console:
 
 
 def test_stdout_has_the_value_alone_and_stderr_what_the_code_printed(console: Console) -> None:
-    code, value, printed = console(
-        "run", "greet.py", "--event", '{"name": "World"}', "--context", '{"tenant": "t"}'
-    )
+    code, value, printed = console("run", "greet.py", "--event", '{"name": "World"}', "--context", '{"tenant": "t"}')
 
     assert (code, printed) == (0, "to stdout\nto stderr\n")
     assert value == '{"hello":"World","größe":[1,2.5,null],"tenant":"t"}\n'
@@ -128,9 +126,7 @@ def test_a_script_without_a_handler_has_the_value_null(console: Console) -> None
 
 
 def test_the_value_may_go_to_a_file(console: Console) -> None:
-    code, value, _ = console(
-        "run", "echo.py", "--event", '{"größe": 1}', "--output", "out.yaml", "--format", "yaml"
-    )
+    code, value, _ = console("run", "echo.py", "--event", '{"größe": 1}', "--output", "out.yaml", "--format", "yaml")
 
     assert (code, value) == (0, "")
     assert (console.folder / "out.yaml").read_text(encoding="utf-8") == "größe: 1\n"
@@ -212,9 +208,7 @@ def test_a_missing_value_is_explained_in_a_line(facts: dict[str, object], expect
         ([], "SCRIPT"),
     ],
 )
-def test_wrong_use_ends_with_2_and_says_what_is_wrong(
-    console: Console, arguments: list[str], expected: str
-) -> None:
+def test_wrong_use_ends_with_2_and_says_what_is_wrong(console: Console, arguments: list[str], expected: str) -> None:
     code, value, said = console("run", *arguments)
 
     assert (code, value) == (2, "")
@@ -233,9 +227,7 @@ def test_a_service_that_cannot_be_reached_ends_with_3(console: Console) -> None:
 
 def test_without_a_service_a_container_is_started_and_removed(lone_console: Console) -> None:
     with open_folder() as scratch:
-        code, value, _ = lone_console(
-            "run", "greet.py", "--event", '{"name": "World"}', "--quiet", TMPDIR=str(scratch)
-        )
+        code, value, _ = lone_console("run", "greet.py", "--event", '{"name": "World"}', "--quiet", TMPDIR=str(scratch))
 
         assert (code, json.loads(value)["hello"]) == (0, "World")
         assert list(scratch.iterdir()) == []
@@ -274,7 +266,7 @@ def test_a_host_without_its_engine_ends_with_3_and_one_line(lone_console: Consol
     code, value, said = lone_console("run", "echo.py", PATH="/nowhere")
 
     assert (code, value) == (3, "")
-    assert said == "orchestrator: bubblewrap is missing: install the package `bubblewrap`\n"
+    assert said == "orchestrator: bwrap is missing: on Linux, install the package `bubblewrap`\n"
 
 
 @pytest.mark.parametrize(
@@ -367,6 +359,4 @@ def test_help_does_not_load_the_service() -> None:
 
 def test_what_the_client_reads_is_no_wrong_setting() -> None:
     """One environment may serve both `orchestrator serve` and the SDK."""
-    assert settings.load({"SANDBOX_URL": "http://localhost:8000", "SANDBOX_API_KEY": "x"}) == settings.load(
-        {}
-    )
+    assert settings.load({"SANDBOX_URL": "http://localhost:8000", "SANDBOX_API_KEY": "x"}) == settings.load({})

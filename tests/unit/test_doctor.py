@@ -194,11 +194,7 @@ def test_this_host_is_examined_with_a_real_container() -> None:
     code, shown, said = examine()
 
     report = json.loads(shown)
-    found = {
-        finding["name"]: finding["status"]
-        for finding in report["findings"]
-        if finding["about"] == "container"
-    }
+    found = {finding["name"]: finding["status"] for finding in report["findings"] if finding["about"] == "container"}
     assert (code, said, report["ok"], report["engine"]) == (0, "", True, "local")
     assert {found[name] for name in ("start", *LocalEngine.required_layers)} == {"ok"}
     assert found["container"] == "skipped"

@@ -6,11 +6,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-import frames as agent_frames
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import frames as agent_frames
 from orchestrator import frames
 from orchestrator.channel import Channel
 from orchestrator.container import Container
@@ -68,15 +68,15 @@ def test_a_job_arrives_as_it_was_sent_whatever_its_length_and_however_the_stream
 ) -> None:
     job = {"code": code * repeat, "event": event, "timeout_s": 1.5}
     listener = Listener()
-    for chunk in cut(b"".join(frames.encode_execute("e1", job, acks=["e0"])), sizes):
+    for chunk in cut(b"".join(frames.encode_execute("e1", job, note={}, acks=["e0"])), sizes):
         listener.feed(chunk)
     assert listener.jobs == [job]
 
 
 @pytest.mark.parametrize("spare", [-1, 0, 1, 2])
 def test_a_job_goes_in_parts_exactly_when_its_line_would_be_too_long(spare: int) -> None:
-    empty = len(frames.encode("execute", id="e1", job={"code": ""}, acks=[]))
-    lines = list(frames.encode_execute("e1", {"code": "x" * (frames.LINE_LIMIT - empty + spare)}, acks=[]))
+    empty = len(frames.encode("execute", id="e1", job={"code": ""}, note={}, acks=[]))
+    lines = list(frames.encode_execute("e1", {"code": "x" * (frames.LINE_LIMIT - empty + spare)}, note={}, acks=[]))
     assert [len(line) <= frames.LINE_LIMIT for line in lines] == [True] * len(lines)
     assert (len(lines) > 1) == (spare > 0)
 
@@ -103,7 +103,15 @@ def test_the_agent_takes_a_torn_line_for_none(line: bytes) -> None:
 
 # --- frames of the agent
 
-HELLO = Hello(version=1, nonce="n", session=None, canary={"uid": 1000}, executions=[Known(id="e1", seq=2, done=True)])
+HELLO = Hello(
+    version=2,
+    nonce="n",
+    session=None,
+    kept=None,
+    kept_age_s=0.0,
+    canary={"uid": 1000},
+    executions=[Known(id="e1", seq=2, done=True, note={}, age_s=1.0)],
+)
 RESULT = Result(
     id="e1",
     seq=0,
@@ -240,13 +248,13 @@ class Scene:
 
     async def start(self) -> None:
         await self.container.start(self.stage, {})
-        await self.container.bind("s1")
+        await self.container.bind("s1", {})
 
     def execute(self, eid: str = "e1", deadline_s: float = 30) -> asyncio.Task[Result]:
         def take(stream: str, data: bytes) -> None:
             self.taken.append((stream, data))
 
-        work = self.container.execute(eid, {"code": ""}, deadline_s=deadline_s, sink=take)
+        work = self.container.execute(eid, {"code": ""}, note={}, deadline_s=deadline_s, sink=take, hold=False)
         return asyncio.create_task(work)
 
     async def until_executed(self) -> None:

@@ -22,8 +22,8 @@ AGENT = ROOT / "images" / "agent"
 FLOORS = {
     0: "orchestrator models errors settings",
     1: "frames log metrics",
-    2: "engine engine.files engine.attach engine.docker engine.local isolation channel container",
-    3: "pool executions sessions",
+    2: "engine engine.files engine.attach engine.docker engine.local isolation channel container recipes",
+    3: "pool executions session admission sessions",
     4: "plan reconciler",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting api.native api.operations api.seed app sdk",

@@ -11,7 +11,8 @@ from orchestrator.container import Container
 from orchestrator.engine import Spec
 from orchestrator.errors import Unavailable
 from orchestrator.models import Source
-from orchestrator.pool import Pool, Recipe
+from orchestrator.pool import Pool
+from orchestrator.recipes import Recipe
 
 LONG_S = 60.0
 Acquired = tuple[Container, Source]

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from orchestrator import reconciler as module
-from orchestrator import sessions as sessions_module
+from orchestrator.admission import QUEUE_FACTOR
 from orchestrator.engine import Engine, Seen
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import (
@@ -30,10 +30,11 @@ from orchestrator.errors import (
 )
 from orchestrator.metrics import Metrics
 from orchestrator.models import Execution, ExecutionRequest, OneShotRequest, SessionPatch, SessionRequest
-from orchestrator.pool import Pool, Recipe
+from orchestrator.pool import Pool
+from orchestrator.recipes import Recipe, recipes
 from orchestrator.reconciler import Backoff, Reconciler
-from orchestrator.service import recipes
-from orchestrator.sessions import Session, Sessions
+from orchestrator.session import HISTORY, Session
+from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
 from tests.fake_engine import FakeEngine, Played, Stage
 
@@ -626,7 +627,7 @@ async def test_a_session_refuses_a_queue_without_end() -> None:
     async with House(session_executions=1, max_executions=1000).running() as house:
         session = await house.create("s")
         house.agent(session).holding = True
-        tasks = [house.execute("s") for _ in range(1 + sessions_module.QUEUE_FACTOR)]
+        tasks = [house.execute("s") for _ in range(1 + QUEUE_FACTOR)]
         await settle()
         with pytest.raises(TooManyRequests, match="This session"):
             await house.execute("s")
@@ -685,9 +686,9 @@ async def test_finished_executions_are_forgotten_in_time_and_running_ones_never(
         long = house.execute("s")
         await until(lambda: agent.executed)
         agent.holding = False
-        for _ in range(sessions_module.HISTORY + 5):
+        for _ in range(HISTORY + 5):
             await house.execute("s")
-        assert len(session.records) == sessions_module.HISTORY + 1
+        assert len(session.records) == HISTORY + 1
         assert house.sessions.execution("s", agent.executed[0]).facts.outcome is None
         with pytest.raises(ExecutionNotFound):
             house.sessions.execution("s", agent.executed[1])
@@ -706,7 +707,7 @@ async def test_the_container_is_destroyed_when_the_agent_gives_no_result_in_time
 
 async def test_a_one_shot_has_a_container_of_its_own_which_is_gone_afterwards() -> None:
     async with House().running() as house:
-        names = set()
+        names: set[str] = set()
         for _ in range(3):
             execution = await house.sessions.execute_once(OneShotRequest(code=""))
             assert execution.outcome == "ok"

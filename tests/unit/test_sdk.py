@@ -99,9 +99,7 @@ def test_the_twins_have_the_same_methods_with_the_same_parameters() -> None:
         }
 
     assert methods(SandboxClient) == methods(SyncSandboxClient)
-    assert {"create_session", "execute_code", "execute", "cancel", "ready", "session"} <= set(
-        methods(SandboxClient)
-    )
+    assert {"create_session", "execute_code", "execute", "cancel", "ready", "session"} <= set(methods(SandboxClient))
 
 
 def test_a_method_shows_help_and_parameters_of_its_call() -> None:
@@ -211,9 +209,7 @@ async def test_an_execution_can_be_found_and_cancelled_while_it_runs(sandbox: Sa
 
 async def test_one_client_serves_many_tasks(sandbox: SandboxClient) -> None:
     async with sandbox.session() as session:
-        found = await asyncio.gather(
-            *(session.run("def handler(event): return event", event=n) for n in range(12))
-        )
+        found = await asyncio.gather(*(session.run("def handler(event): return event", event=n) for n in range(12)))
 
     assert list(range(12)) == [execution.value for execution in found]
 
@@ -306,9 +302,7 @@ async def test_a_key_is_taken_from_the_parameter_or_the_environment(
         assert (await client.pool()).max_containers == 1
 
 
-async def test_a_proxy_is_not_asked_for_this_machine(
-    local_service: Live, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_proxy_is_not_asked_for_this_machine(local_service: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
     monkeypatch.setenv("NO_PROXY", "")
@@ -397,9 +391,7 @@ def test_a_service_that_does_not_come_up_is_an_error_soon(monkeypatch: pytest.Mo
         (errors.SessionExists("taken"), False),
     ],
 )
-def test_only_what_was_certainly_not_done_is_tried_again(
-    error: errors.SandboxError, *, is_tried_again: bool
-) -> None:
+def test_only_what_was_certainly_not_done_is_tried_again(error: errors.SandboxError, *, is_tried_again: bool) -> None:
     pause_s = sdk._Tries(3, 30.0).pause_after(error)
 
     assert is_tried_again == (pause_s is not None)

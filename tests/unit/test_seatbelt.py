@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from launcher import End
 from layout import Layout
 from loop import Loop
@@ -49,7 +50,15 @@ def run(tmp_path: Path) -> Run:
 
         launcher.program.on_output = collect
         launcher.on_end = end
-        empty: dict[str, Any] = {"code": None, "argv": None, "args": [], "handler": None, "event": {}, "context": {}, "env": {}}
+        empty: dict[str, Any] = {
+            "code": None,
+            "argv": None,
+            "args": [],
+            "handler": None,
+            "event": {},
+            "context": {},
+            "env": {},
+        }
         launcher.start(empty | {"timeout_s": 10.0, "deadline": 0.0} | job, stdin)
         if kill_s is not None:
             loop.call_later(kill_s, launcher.kill)

@@ -137,8 +137,7 @@ def test_every_number_gets_its_verdict_whatever_the_arguments(machine: str) -> N
 
     for args in BIT_PATTERNS:
         actual = {
-            number: simulate(code, arch=AUDIT_ARCH[machine], number=number, args=args).action
-            for number in expected
+            number: simulate(code, arch=AUDIT_ARCH[machine], number=number, args=args).action for number in expected
         }
         assert expected == actual
 

@@ -1,0 +1,71 @@
+"""From a template to a container: what to start, and the limits inside it."""
+
+import secrets
+
+import msgspec
+
+from orchestrator import models
+from orchestrator.engine import Spec
+from orchestrator.models import Template
+from orchestrator.settings import Settings
+
+TEMPLATE_LABEL, UID_LABEL = "sandbox.template", "sandbox.uid"
+AGENT_HEADROOM = 48 << 20  # bytes of the container's memory that are the agent's
+OPEN_FILES = 256
+
+
+class Recipe(msgspec.Struct, frozen=True, kw_only=True):
+    """What the reconciler needs to start a container of a template."""
+
+    template: Template
+    preboot: int
+    runtime: str | None
+
+
+def recipes(settings: Settings) -> dict[str, Recipe]:
+    """Return what each template's containers are made from."""
+    made = {}
+    for name, recipe in settings.recipes().items():
+        template = models.Template(
+            name=name,
+            image=str(recipe.image),
+            pool_size=int(recipe.pool_size or 0),
+            cpu_quota=float(recipe.cpu_quota or settings.cpu_quota),
+            memory_kb=int(recipe.memory_kb or settings.memory_limit),
+            workspace_kb=int(recipe.workspace_kb or settings.workspace_limit),
+            network="none",
+            languages=list(models.LANGUAGES),
+        )
+        made[name] = Recipe(template=template, preboot=int(recipe.preboot or settings.preboot), runtime=recipe.runtime)
+    return made
+
+
+def spec_of(settings: Settings, recipe: Recipe, *, uid: int) -> Spec:
+    """Return the container to start for a recipe, under a new name of ours."""
+    template = recipe.template
+    workspace, scratch = template.workspace_kb << 10, settings.scratch_limit << 10
+    return Spec(
+        name=f"sandbox-{settings.instance}-{secrets.token_hex(6)}",
+        image=template.image,
+        uid=uid,
+        cpus=template.cpu_quota,
+        memory_bytes=(template.memory_kb << 10) + AGENT_HEADROOM + workspace + scratch,
+        workspace_bytes=workspace,
+        scratch_bytes=scratch,
+        labels={TEMPLATE_LABEL: template.name, UID_LABEL: str(uid)},
+        runtime=recipe.runtime,
+    )
+
+
+def limits_of(settings: Settings, recipe: Recipe) -> dict[str, int]:
+    """Return the limits that the agent puts on every execution."""
+    template = recipe.template
+    return {
+        "memory_bytes": template.memory_kb << 10,
+        "file_bytes": template.workspace_kb << 10,
+        "processes": settings.processes,
+        "open_files": OPEN_FILES,
+        "keep_bytes": settings.max_output,
+        "drain_bytes": settings.drain_output,
+        "preboot": recipe.preboot,
+    }

@@ -1,0 +1,114 @@
+"""One session: its container, its times, its executions; and what its agent keeps of it over our restart."""
+
+import asyncio
+import time
+from collections import OrderedDict
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import msgspec
+
+from orchestrator import models
+from orchestrator.container import Container
+from orchestrator.executions import Record
+from orchestrator.models import EndReason, SessionRequest, Source
+
+HISTORY = 64  # finished executions that a session remembers
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """What the agent keeps of its session, for the orchestrator that adopts it. Seconds count from when it was told."""
+
+    source: Source
+    env: dict[str, str]
+    metadata: dict[str, str]
+    age_s: float
+    expires_in_s: float
+    idle_timeout_s: float
+
+
+class Session:
+    """A client's use of one container. All times are monotonic."""
+
+    def __init__(self, sid: str, container: Container, kept: Kept, *, limit: int, told_ago_s: float = 0.0) -> None:
+        self.id = sid
+        self.container = container
+        self.source = kept.source
+        self.env = kept.env
+        self.metadata = kept.metadata
+        self.used = time.monotonic()
+        self.created = self.used - told_ago_s - kept.age_s
+        self.expires = self.used - told_ago_s + kept.expires_in_s
+        self.idle_timeout_s = kept.idle_timeout_s
+        self.count = 0
+        self.gate = asyncio.Semaphore(limit)
+        self.records: OrderedDict[str, Record] = OrderedDict()
+        self.running: dict[str, asyncio.Task[None]] = {}
+        self.keys: dict[str, str] = {}
+
+    @property
+    def due(self) -> float:
+        """When it ends by itself, unless an execution runs."""
+        return min(self.expires, self.used + self.idle_timeout_s)
+
+    def overdue(self, now: float) -> EndReason | None:
+        """Why it is to end now, if it is. A running execution keeps it."""
+        if self.running or now < self.due:
+            return None
+        return "expired" if now >= self.expires else "idle"
+
+    def add(self, record: Record, task: asyncio.Task[None]) -> None:
+        """Take an execution in."""
+        self.records[record.id] = record
+        self.running[record.id] = task
+        self.count += 1
+        if record.key is not None:
+            self.keys[record.key] = record.id
+
+    def finish(self, record: Record) -> None:
+        """Note that an execution ended; forget the oldest ones."""
+        del self.running[record.id]
+        self.used = time.monotonic()
+        finished = [eid for eid in self.records if eid not in self.running]
+        for eid in finished[:-HISTORY]:
+            forgotten = self.records.pop(eid)
+            if forgotten.key is not None:
+                del self.keys[forgotten.key]
+
+    def kept(self) -> dict[str, Any]:
+        """Return what the agent is to keep."""
+        now = time.monotonic()
+        kept = Kept(
+            source=self.source,
+            env=self.env,
+            metadata=self.metadata,
+            age_s=now - self.created,
+            expires_in_s=self.expires - now,
+            idle_timeout_s=self.idle_timeout_s,
+        )
+        return msgspec.structs.asdict(kept)
+
+    def facts(self) -> models.Session:
+        """Return what a client sees."""
+        now, clock = time.monotonic(), datetime.now(UTC)
+        return models.Session(
+            id=self.id,
+            template=self.container.template,
+            created_at=clock - timedelta(seconds=now - self.created),
+            last_used_at=clock - timedelta(seconds=now - self.used),
+            expires_at=clock + timedelta(seconds=self.expires - now),
+            idle_timeout_s=self.idle_timeout_s,
+            executions=self.count,
+            source=self.source,
+            network="none",
+            metadata=self.metadata,
+            layers=self.container.layers,
+        )
+
+
+def new(
+    sid: str, container: Container, request: SessionRequest, source: Source, *, limit: int, **life: float
+) -> Session:
+    """Return a session that a client just asked for; `life` is `expires_in_s` and `idle_timeout_s`."""
+    kept = Kept(source=source, env=request.env, metadata=request.metadata, age_s=0.0, **life)
+    return Session(sid, container, kept, limit=limit)
