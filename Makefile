@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar o
 pip_progress = awk '/^Collecting/ { if (++n % 10 == 0) print "setup: " n " packages" } /^Installing/ { print "setup: unpacking" } \
     /^ *(ERROR|error|×)/ { failed = 1 } failed { print } { fflush() }'
 
-.PHONY: help setup engine image run test bench lock clean
+.PHONY: help setup engine image run test attack bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -45,6 +45,9 @@ test: setup ## lint, types, unit tests, tests on the real engine
 	@{ $(call with_engine,--newer); } || { [ "$$CI" != true ] && export SANDBOX_TEST_ENGINE=none && \
 	    printf '%s\n' '' '*** NOT TESTED: the real engine. No Docker Engine or no image, so tests/docker is skipped. ***' '' >&2; } && \
 	echo "$(BIN)/pytest tests/docker" && $(BIN)/pytest tests/docker
+
+attack: setup ## every hostile case against a live service, and the controls that show that they can fail
+	@$(call with_engine) && $(BIN)/python -m tests.attack.run
 
 bench: setup ## measure speed and memory against the floors of this machine
 	@$(call with_engine) && $(BIN)/python bench/bench.py

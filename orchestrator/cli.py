@@ -1,10 +1,8 @@
 """The command line: serve, examine the host, run one script, show the settings."""
 
 import asyncio
-import math
 import os
 import signal
-import socket
 from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, NoReturn, TextIO, TypeVar
@@ -20,11 +18,6 @@ from orchestrator.settings import Settings
 T = TypeVar("T")
 CODE_FAILED, MISUSED, NOT_RUN, TIMED_OUT, INTERRUPTED = 1, 2, 3, 124, 130
 EXIT_CODES = {"ok": 0, "timeout": TIMED_OUT, "lost": NOT_RUN, "cancelled": NOT_RUN}
-# Longer than our clients keep an idle connection, so that none is closed just when it is used again.
-KEEP_ALIVE_S = 30
-MAX_CONNECTIONS = 4096
-BACKLOG = 2048
-ANSWER_S = 15.0  # beyond the drain time: to cancel what still runs, and to answer
 LOOK_S = 0.1
 
 
@@ -76,14 +69,11 @@ def serve(host: str | None, port: int | None, engine: str | None, on_exit: str |
     Settings are environment variables; `orchestrator settings` lists them. A start that fails ends with exit code 2.
     """
     chosen = load(host=host, port=port, engine=engine, on_exit=on_exit)
-    import uvloop
-
-    from orchestrator import log
+    from orchestrator import log, server
 
     log.configure(chosen.log_level, chosen.log_format)
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(_serve(chosen))
+        server.run(chosen)
     except (SandboxError, ExceptionGroup) as error:
         cause = innermost(error)
         if not isinstance(cause, SandboxError):
@@ -96,63 +86,6 @@ def innermost(error: BaseException) -> BaseException:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return error
-
-
-async def _serve(chosen: Settings) -> None:
-    """Serve. The lifespan is ours, not uvicorn's: so a failed start is an exception, not a traceback in a log."""
-    import uvicorn
-
-    from orchestrator.api.protocol import Protocol
-    from orchestrator.app import create_app
-
-    app = create_app(chosen)
-    config = uvicorn.Config(
-        app,
-        host=chosen.host,
-        port=chosen.port,
-        loop="uvloop",
-        http=Protocol,
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        proxy_headers=False,
-        limit_concurrency=MAX_CONNECTIONS,
-        backlog=BACKLOG,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=math.ceil(chosen.drain_seconds + ANSWER_S),
-    )
-
-    class Server(uvicorn.Server):
-        """Drains while uvicorn waits for requests: those of executions that are cancelled get their answer."""
-
-        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(app.state.service.sessions.drain(chosen.drain_seconds))
-                await super().shutdown(sockets)
-
-    server = Server(config)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        # Before and after uvicorn's own: a signal while we start or clean up must not end the process halfway.
-        signal.signal(number, server.handle_exit)
-    with bind(chosen.host, chosen.port) as listener:
-        async with app.lifespan():
-            await server.serve(sockets=[listener])
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound but does not listen yet. SettingsError when the address cannot be had."""
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind, protocol)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise SettingsError(
-            f"{host}:{port} cannot be listened on ({error.strerror}): choose another SANDBOX_PORT or SANDBOX_HOST"
-        ) from None
-    return listener
 
 
 @main.command()

@@ -156,7 +156,7 @@ class Sessions:
     # --- executions
 
     async def execute(self, sid: str, request: ExecutionRequest, *, key: str | None = None) -> models.Execution:
-        """Run an execution to its end. Who stops waiting cancels it.
+        """Run an execution to its end. Who stops waiting cancels it, unless it has a key to ask again with.
 
         With a `key` that the session knows, nothing runs: the execution that had it first is the answer.
         """
@@ -171,7 +171,7 @@ class Sessions:
         try:
             await asyncio.shield(task)
         except asyncio.CancelledError:
-            if not self.keeping:
+            if key is None and not self.keeping:
                 self._cancel(session, record)
             raise
         return record.facts

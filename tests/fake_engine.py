@@ -7,6 +7,7 @@ from typing import Any
 
 import frames
 
+from orchestrator.container import AGENT_VERSION
 from orchestrator.engine import Engine, Receiver, Seen, Spec, Wire
 from orchestrator.errors import EngineError
 
@@ -65,7 +66,8 @@ class Played:
         self.say("result", id=eid, outcome=outcome, exit_code=exit_code, **(spent | facts))
 
     def _on_hello(self, frame: frames.Frame) -> None:
-        facts: dict[str, Any] = {"version": 1, "session": self.session, "canary": {}, "executions": []}
+        facts: dict[str, Any] = {"version": AGENT_VERSION, "session": self.session, "canary": {}, "executions": []}
+        facts |= {"kept": None, "kept_age_s": 0.0}
         self.say("hello", nonce=frame["nonce"], **facts)
 
     def _on_bind(self, frame: frames.Frame) -> None:

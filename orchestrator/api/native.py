@@ -81,7 +81,10 @@ async def end_session(service: Service, sid: Sid) -> None:
 async def execute(
     service: Service, request: Request[Any, Any, Any], sid: Sid, data: ExecutionRequest, key: IdempotencyKey = None
 ) -> Execution:
-    """Run code or a command to its end; who disconnects cancels it. A failing code is an outcome, not an HTTP error."""
+    """Run code or a command to its end. A failing code is an outcome, not an HTTP error.
+
+    Who disconnects cancels it, unless the request has an Idempotency-Key to ask again with.
+    """
     return await while_connected(request, service.sessions.execute(sid, data, key=key))
 
 

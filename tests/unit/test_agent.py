@@ -15,7 +15,7 @@ import pytest
 
 import frames as agent_frames
 from orchestrator import frames, isolation
-from orchestrator.container import Container
+from orchestrator.container import AGENT_VERSION, Container
 from orchestrator.engine import Spec, Wire
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ContainerLost, IsolationError
@@ -883,29 +883,33 @@ def job(code: str, timeout_s: float = 10.0) -> dict[str, Any]:
 async def test_hello_comes_with_version_nonce_and_findings_and_again_when_asked(driver: Driver) -> None:
     driver.send("hello", nonce="n2", limits=LIMITS)
     [hello] = await driver.expect("hello")
-    assert (hello["version"], hello["nonce"], hello["canary"]["uid"]) == (1, "n2", 1000)
+    assert (hello["version"], hello["nonce"], hello["canary"]["uid"]) == (AGENT_VERSION, "n2", 1000)
 
 
-async def test_the_first_bind_counts(engine: LocalEngine) -> None:
+async def test_the_first_session_counts_and_its_kept_facts_are_replaced_and_told(engine: LocalEngine) -> None:
     fresh = Driver(engine)
     await fresh.start()
-    for session in ("first", "second"):
-        fresh.send("bind", session=session)
-    assert await fresh.expect("bound", "bound") == [{"type": "bound", "session": "first"}] * 2
+    for session, kept in (("first", {"n": 1}), ("second", {"n": 2}), ("first", {"n": 3})):
+        fresh.send("bind", session=session, kept=kept)
+    assert await fresh.expect("bound", "bound", "bound") == [{"type": "bound", "session": "first"}] * 3
     fresh.send("hello", nonce="n", limits=LIMITS)
-    assert (await fresh.expect("hello"))[0]["session"] == "first"
+    [hello] = await fresh.expect("hello")
+    assert (hello["session"], hello["kept"]) == ("first", {"n": 3})
+    assert 0 <= hello["kept_age_s"] < SOON_S
     await engine.remove(fresh.name)
 
 
 async def test_a_result_is_kept_until_acknowledged_and_sent_again_from_any_number(driver: Driver) -> None:
     code = "import os, time\nfor n in range(3):\n  os.write(1, b'%d' % n)\n  time.sleep(0.05)"
-    driver.send("execute", id="kept", job=job(code))
+    driver.send("execute", id="kept", job=job(code), note={"key": "k"})
     first = await driver.expect("output", "output", "output", "result")
     assert [frame["seq"] for frame in first] == [1, 2, 3, 3]
     assert [base64.b64decode(frame["data"]) for frame in first[:3]] == [b"0", b"1", b"2"]
     driver.send("hello", nonce="n", limits=LIMITS)
     [hello] = await driver.expect("hello")
-    assert hello["executions"] == [{"id": "kept", "seq": 3, "done": True}]
+    [known] = hello["executions"]
+    assert 0.1 < known.pop("age_s") < SOON_S
+    assert known == {"id": "kept", "seq": 3, "done": True, "note": {"key": "k"}}
     driver.send("resync", id="kept", seq=0)
     assert await driver.expect("output", "output", "output", "result") == first
     driver.send("resync", id="kept", seq=2)

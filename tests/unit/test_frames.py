@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 import frames as agent_frames
 from orchestrator import frames
 from orchestrator.channel import Channel
-from orchestrator.container import Container
+from orchestrator.container import AGENT_VERSION, Container
 from orchestrator.engine import Spec
 from orchestrator.errors import ContainerLost, EngineError
 from orchestrator.frames import AnyAgentFrame, Bound, Fault, Hello, Known, Output, Pong, Result
@@ -104,7 +104,7 @@ def test_the_agent_takes_a_torn_line_for_none(line: bytes) -> None:
 # --- frames of the agent
 
 HELLO = Hello(
-    version=2,
+    version=AGENT_VERSION,
     nonce="n",
     session=None,
     kept=None,
@@ -362,15 +362,15 @@ async def test_the_first_byte_after_attaching_is_a_newline() -> None:
     ("change", "error"),
     [
         pytest.param({"nonce": "another"}, EngineError, id="another nonce"),
-        pytest.param({"version": 2}, EngineError, id="another version"),
+        pytest.param({"version": AGENT_VERSION + 1}, EngineError, id="another version"),
     ],
 )
 async def test_an_agent_of_another_build_is_refused(
     change: dict[str, Any], error: type[Exception], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def answer(agent: Played, frame: dict[str, Any]) -> None:
-        facts = {"nonce": frame["nonce"], "version": 1, "session": None, "canary": {}, "executions": []}
-        agent.say("hello", **(facts | change))
+        facts = as_dict(HELLO) | {"nonce": frame["nonce"]} | change
+        agent.say("hello", **{name: value for name, value in facts.items() if name != "type"})
 
     monkeypatch.setattr(Played, "_on_hello", answer)
     with pytest.raises(error, match="build the image anew"):

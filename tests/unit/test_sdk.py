@@ -10,9 +10,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
-from orchestrator import errors, models, sdk
+from orchestrator import calls, errors, exchange, models, sdk
 from orchestrator.sdk import SandboxClient, SyncSandboxClient
 from tests.live import Live, free_port, serve
 
@@ -224,6 +225,43 @@ async def test_the_service_tells_of_itself_in_types(sandbox: SandboxClient) -> N
     assert (await sandbox.isolation()).layers["user_namespace"]
 
 
+class Lossy(httpx.AsyncHTTPTransport):
+    """A way to the service on which the first answer to an execution is lost."""
+
+    lost = 0
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        response = await super().handle_async_request(request)
+        if "Idempotency-Key" in request.headers and not self.lost:
+            self.lost += 1
+            await response.aread()
+            await response.aclose()
+            raise httpx.ReadError("lost", request=request)
+        return response
+
+
+async def test_what_has_a_key_runs_once_though_its_answer_is_lost(local_service: Live) -> None:
+    """The second request runs nothing: it gets the answer of the first."""
+    async with SandboxClient(local_service.url) as client:
+        transport = Lossy()
+        client._http = httpx.AsyncClient(base_url=local_service.url, transport=transport)
+        async with client.session() as session:
+            execution = await session.command("echo once | tee -a runs", idempotency_key="k1")
+            runs = await session.command("cat runs")
+
+    assert (transport.lost, execution.stdout, runs.stdout) == (1, "once\n", "once\n")
+
+
+async def test_a_key_that_had_another_request_is_refused(sandbox: SandboxClient) -> None:
+    async with sandbox.session() as session:
+        first = await session.run("print(1)", idempotency_key="k1")
+        again = await session.run("print(1)", idempotency_key="k1")
+        with pytest.raises(errors.KeyReused):
+            await session.run("print(2)", idempotency_key="k1")
+
+    assert (first.id, first.stdout) == (again.id, again.stdout)
+
+
 @pytest.mark.parametrize(
     ("ask", "expected"),
     [
@@ -270,6 +308,10 @@ async def test_an_id_that_is_taken_is_refused(sandbox: SandboxClient) -> None:
         lambda client: client.execute("1", event={"x": float("nan")}),
         lambda client: client.execute(b"1"),
         lambda client: client.execute(command=[]),
+        lambda client: client.execute_code("fine", "1", idempotency_key=""),
+        lambda client: client.execute_code("fine", "1", idempotency_key="k" * 256),
+        lambda client: client.execute_code("fine", "1", idempotency_key="two\nlines"),
+        lambda client: client.execute_command("fine", "true", idempotency_key="schlüssel"),
     ],
 )
 def test_what_the_service_would_refuse_is_not_even_sent(ask: Callable[[SyncSandboxClient], Any]) -> None:
@@ -343,6 +385,10 @@ class Clock:
         self.pauses: list[float] = []
         self._paused = paused
 
+    def replace_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(sdk, "time", self)
+        monkeypatch.setattr(exchange, "time", self)
+
     def monotonic(self) -> float:
         return sum(self.pauses)
 
@@ -361,7 +407,7 @@ def test_a_service_that_comes_up_meanwhile_is_reached(monkeypatch: pytest.Monkey
                 later.enter_context(scripted(HEALTHY, port=port))
 
         clock = Clock(paused)
-        monkeypatch.setattr(sdk, "time", clock)
+        clock.replace_time(monkeypatch)
 
         assert client.health().status == "ok"
     assert [round(pause / 1.25, 1) for pause in clock.pauses] == [0.1, 0.2]
@@ -369,7 +415,7 @@ def test_a_service_that_comes_up_meanwhile_is_reached(monkeypatch: pytest.Monkey
 
 def test_a_service_that_does_not_come_up_is_an_error_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = Clock(lambda _: None)
-    monkeypatch.setattr(sdk, "time", clock)
+    clock.replace_time(monkeypatch)
     url = f"http://127.0.0.1:{free_port()}"
     with SyncSandboxClient(url, tries=5) as client, pytest.raises(errors.ConnectionFailed, match=url):
         client.health()
@@ -392,7 +438,7 @@ def test_a_service_that_does_not_come_up_is_an_error_soon(monkeypatch: pytest.Mo
     ],
 )
 def test_only_what_was_certainly_not_done_is_tried_again(error: errors.SandboxError, *, is_tried_again: bool) -> None:
-    pause_s = sdk._Tries(3, 30.0).pause_after(error)
+    pause_s = exchange.Tries(3, 30.0).pause_after(error)
 
     assert is_tried_again == (pause_s is not None)
     assert pause_s is None or pause_s >= (error.retry_after_s or 0.1)
@@ -424,7 +470,8 @@ def scripted(*answers: Answer, port: int = 0) -> Iterator[tuple[str, list[str]]]
     class Handler(BaseHTTPRequestHandler):
         def answer(self) -> None:
             self.rfile.read(int(self.headers.get("Content-Length", "0")))
-            seen.append(f"{self.command} {self.path}")
+            key = self.headers.get("Idempotency-Key")
+            seen.append(f"{self.command} {self.path}" + (f" with {key}" if key is not None else ""))
             match next(script):
                 case (status, headers, body):
                     self.send_response(status)
@@ -470,6 +517,38 @@ async def test_an_execution_whose_fate_is_unknown_is_not_sent_again(answer: Answ
     assert seen == ["POST /v1/execute"]
 
 
+async def test_an_execution_with_a_key_is_sent_again_when_the_connection_is_lost() -> None:
+    with scripted(HANG_UP, HANG_UP, DONE) as (url, seen):
+        async with SandboxClient(url) as client:
+            assert (await client.execute_code("s", "1", idempotency_key="k1")).outcome == "ok"
+    assert seen == ["POST /v1/sessions/s/executions with k1"] * 3
+
+
+def test_an_execution_with_a_key_is_not_sent_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(lambda _: None)
+    clock.replace_time(monkeypatch)
+    with (
+        scripted(*[HANG_UP] * 3) as (url, seen),
+        SyncSandboxClient(url, tries=3) as client,
+        pytest.raises(errors.NoAnswer, match="whether it was served is unknown"),
+    ):
+        client.execute_command("s", "true", idempotency_key="k1")
+    assert (len(seen), len(clock.pauses)) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    ("answer", "key"), [(HANG_UP, None), (SILENCE, "k1"), (GATEWAY, "k1"), ((200, {}, b"<h1>Welcome</h1>"), "k1")]
+)
+async def test_only_a_lost_connection_and_a_key_together_are_a_reason_to_send_again(
+    answer: Answer, key: str | None
+) -> None:
+    with scripted(answer) as (url, seen):
+        async with SandboxClient(url, patience_s=0.2) as client:
+            with pytest.raises(errors.NoAnswer):
+                await client.execute_code("s", "1", timeout_s=0.2, idempotency_key=key)
+    assert len(seen) == 1
+
+
 @pytest.mark.parametrize(
     ("status", "expected"),
     [
@@ -494,7 +573,7 @@ def test_a_service_that_is_not_ready_is_an_answer() -> None:
 
 @pytest.mark.parametrize(("timeout_s", "expected_s"), [(None, 305.0), (10.0, 15.0), (1000.0, 1005.0)])
 def test_the_client_waits_longer_than_the_code_may_run(timeout_s: float | None, expected_s: float) -> None:
-    call = sdk._execute("1", timeout_s=timeout_s)
+    call = calls.execute("1", timeout_s=timeout_s)
 
     assert expected_s == SandboxClient(patience_s=5.0)._arguments(call)["timeout"].read
 

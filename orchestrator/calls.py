@@ -1,0 +1,222 @@
+"""The calls: one plain function builds each, with the parameters that both clients' methods take.
+
+A call is a value: what to ask for, the type of the answer, how long it may take. A parameter that is None is left out:
+the service's default holds.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Generic, TypeVar
+
+import msgspec
+
+from orchestrator import errors, models
+
+T = TypeVar("T")
+UNSET = msgspec.UNSET
+EXECUTION_TIMEOUT_S = 300.0  # what an execution gets that names no timeout, unless the service is set otherwise
+Key = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,255}\Z")]
+
+
+class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
+    """One request and the type of its answer. `runs_s` is how long what it starts may run.
+
+    With a `key` the service does it once, however often it is sent.
+    """
+
+    method: str
+    path: str
+    answer: type[T]
+    body: bytes | None = None
+    query: dict[str, str | int] = {}
+    key: str | None = None
+    runs_s: float = 0.0
+    statuses: frozenset[int] = frozenset({200, 201, 204})
+
+
+def create_session(
+    session_id: str | None = None,
+    *,
+    template: str | None = None,
+    ttl_s: float | None = None,
+    idle_timeout_s: float | None = None,
+    env: Mapping[str, str] | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Call[models.Session]:
+    """Start a session; without an id the service gives it one."""
+    life = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s}
+    fields = {"id": session_id, "template": template, "env": env, "metadata": metadata} | life
+    return Call(method="POST", path="/v1/sessions", answer=models.Session, body=_body(models.SessionRequest, fields))
+
+
+def get_session(session_id: str) -> Call[models.Session]:
+    """Read a session. SessionNotFound or errors.SessionEnded when there is none."""
+    return Call(method="GET", path=_path(session_id), answer=models.Session)
+
+
+def list_sessions(*, limit: int = 100, after: str | None = None) -> Call[models.SessionPage]:
+    """List sessions in the order of their ids; `after` continues with the `next` of the page before."""
+    query: dict[str, str | int] = {"limit": limit} if after is None else {"limit": limit, "after": after}
+    return Call(method="GET", path="/v1/sessions", answer=models.SessionPage, query=query)
+
+
+def extend_session(
+    session_id: str,
+    *,
+    ttl_s: float | None = None,
+    idle_timeout_s: float | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> Call[models.Session]:
+    """Let a session's life count anew from now, or replace its metadata."""
+    fields = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s, "metadata": metadata}
+    return Call(method="PATCH", path=_path(session_id), answer=models.Session, body=_body(models.SessionPatch, fields))
+
+
+def end_session(session_id: str) -> Call[None]:
+    """End a session; what runs in it is killed."""
+    return Call(method="DELETE", path=_path(session_id), answer=type(None))
+
+
+def execute_code(
+    session_id: str,
+    code: str | None = None,
+    *,
+    event: Any = UNSET,
+    timeout_s: float | None = None,
+    handler: str | None = None,
+    context: Mapping[str, Any] | None = None,
+    args: Sequence[str] | None = None,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    language: models.Language | None = None,
+    idempotency_key: str | None = None,
+) -> Call[models.Execution]:
+    """Run code in a session to its end. A failing code is an `outcome`, not an exception.
+
+    If the code defines `handler`, `value` is what it returned for `event`. `handler="module.function"` of a file in
+    the workspace needs no code. With an `idempotency_key`, new for each execution, it is sent again when the
+    connection is lost, and runs at most once: its outcome is `cancelled` where the service saw the loss first.
+    """
+    inputs = {"context": context, "args": args, "stdin": stdin, "env": env}
+    fields = {"code": code, "handler": handler, "language": language, "timeout_s": timeout_s} | inputs
+    path = _path(session_id, "executions")
+    return _execution(path, models.ExecutionRequest, fields, event=event, key=idempotency_key)
+
+
+def execute_command(
+    session_id: str,
+    command: str | Sequence[str],
+    *,
+    timeout_s: float | None = None,
+    args: Sequence[str] | None = None,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    idempotency_key: str | None = None,
+) -> Call[models.Execution]:
+    """Run a command in a session to its end: a line for bash, or a list of words.
+
+    `idempotency_key` is that of `execute_code`.
+    """
+    fields = {"command": command, "timeout_s": timeout_s, "args": args, "stdin": stdin, "env": env}
+    return _execution(_path(session_id, "executions"), models.ExecutionRequest, fields, key=idempotency_key)
+
+
+def execute(
+    code: str | None = None,
+    *,
+    command: str | Sequence[str] | None = None,
+    event: Any = UNSET,
+    timeout_s: float | None = None,
+    context: Mapping[str, Any] | None = None,
+    args: Sequence[str] | None = None,
+    stdin: str | None = None,
+    env: Mapping[str, str] | None = None,
+    language: models.Language | None = None,
+    template: str | None = None,
+) -> Call[models.Execution]:
+    """Run code or a command once, in a fresh container that is gone afterwards."""
+    inputs = {"context": context, "args": args, "stdin": stdin, "env": env}
+    chosen = {"language": language, "template": template, "timeout_s": timeout_s}
+    return _execution(
+        "/v1/execute", models.OneShotRequest, {"code": code, "command": command} | chosen | inputs, event=event
+    )
+
+
+def list_executions(session_id: str) -> Call[models.ExecutionPage]:
+    """List the executions that a session remembers, oldest first."""
+    return Call(method="GET", path=_path(session_id, "executions"), answer=models.ExecutionPage)
+
+
+def get_execution(session_id: str, execution_id: str) -> Call[models.Execution]:
+    """Read an execution; its `outcome` is None while it runs."""
+    return Call(method="GET", path=_path(session_id, "executions", execution_id), answer=models.Execution)
+
+
+def cancel(session_id: str, execution_id: str) -> Call[None]:
+    """Kill an execution; one that has ended is left alone."""
+    return Call(method="DELETE", path=_path(session_id, "executions", execution_id), answer=type(None))
+
+
+def templates() -> Call[models.TemplatePage]:
+    """List what containers can be started from; the first is the default."""
+    return Call(method="GET", path="/v1/templates", answer=models.TemplatePage)
+
+
+def pool() -> Call[models.PoolPage]:
+    """Read how many containers are ready, starting and waited for."""
+    return Call(method="GET", path="/v1/pool", answer=models.PoolPage)
+
+
+def isolation() -> Call[models.Isolation]:
+    """Read which layers of isolation the newest container's self-test observed active."""
+    return Call(method="GET", path="/v1/isolation", answer=models.Isolation)
+
+
+def health() -> Call[models.Health]:
+    """Read whether the service lives."""
+    return Call(method="GET", path="/health", answer=models.Health)
+
+
+def ready() -> Call[models.Readiness]:
+    """Read whether the service accepts sessions, and why not."""
+    return Call(method="GET", path="/ready", answer=models.Readiness, statuses=frozenset({200, 503}))
+
+
+def _execution(
+    path: str,
+    kind: type[models.ExecutionRequest],
+    fields: dict[str, Any],
+    *,
+    event: Any = UNSET,
+    key: str | None = None,
+) -> Call[models.Execution]:
+    try:
+        msgspec.convert(key, Key | None)
+    except msgspec.ValidationError:
+        raise errors.InvalidRequest("An idempotency_key is 1 to 255 ASCII characters without spaces") from None
+    timeout_s = fields["timeout_s"]
+    runs_s = EXECUTION_TIMEOUT_S if timeout_s is None else timeout_s
+    body = _body(kind, fields, event=event)
+    return Call(method="POST", path=path, answer=models.Execution, body=body, key=key, runs_s=runs_s)
+
+
+def _body(kind: type[msgspec.Struct], fields: dict[str, Any], *, event: Any = UNSET) -> bytes:
+    """Return what was given as JSON; InvalidRequest, before anything is sent, for what the service would refuse."""
+    given = {name: value for name, value in fields.items() if value is not None}
+    if event is not UNSET:
+        given["event"] = event
+    try:
+        msgspec.convert(given, kind)
+        return json.dumps(msgspec.to_builtins(given), allow_nan=False).encode()
+    except msgspec.ValidationError as error:
+        raise errors.InvalidRequest(str(error)) from None
+    except (TypeError, ValueError, RecursionError) as error:
+        raise errors.InvalidRequest(f"JSON cannot carry what was given: {error}") from None
+
+
+def _path(session_id: str, *rest: str) -> str:
+    try:
+        ids = msgspec.convert([session_id, *rest], list[models.Id])
+    except msgspec.ValidationError as error:
+        raise errors.InvalidRequest(f"{session_id!r} is no id: {error}") from None
+    return "/".join(["/v1/sessions", *ids])

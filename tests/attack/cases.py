@@ -1,0 +1,61 @@
+"""The cases of attacks.json, and the four ways in which one can end."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+FILE = Path(__file__).with_name("attacks.json")
+Kind = Literal["code", "http", "file", "lifecycle"]
+Verdict = Literal["pass", "fail", "n/a", "later"]
+VERDICTS: tuple[Verdict, ...] = ("pass", "fail", "n/a", "later")
+
+
+class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One hostile case: what is done, and what a good sandbox answers."""
+
+    id: str
+    group: str
+    kind: Kind
+    language: str | None
+    payload: Any
+    expect: dict[str, Any]
+    timeout_s: float = 2.0
+
+
+class Failed(AssertionError):
+    """The service did not do what the case expects."""
+
+
+class NotApplicable(Exception):
+    """What the case attacks does not exist here."""
+
+
+class Later(Exception):
+    """The service is not yet meant to do this, or the runner cannot bring it about on this engine."""
+
+
+def check(holds: object, reason: str) -> None:
+    """Raise Failed with the reason when the claim does not hold."""
+    if not holds:
+        raise Failed(reason)
+
+
+def load() -> list[Case]:
+    """Return all cases in the file's order."""
+    # Not by msgspec: one payload is a lone surrogate, on purpose.
+    return msgspec.convert(json.loads(FILE.read_bytes()), list[Case])
+
+
+def select(cases: Iterable[Case], only: str | None) -> list[Case]:
+    """Return the cases whose id or group the comma-separated list names; all without one."""
+    chosen = list(cases)
+    if only is None:
+        return chosen
+    wanted = {word.strip() for word in only.split(",") if word.strip()}
+    known = {case.id for case in chosen} | {case.group for case in chosen}
+    if unknown := wanted - known:
+        raise ValueError(f"no case and no group is called {', '.join(sorted(unknown))}")
+    return [case for case in chosen if wanted & {case.id, case.group}]

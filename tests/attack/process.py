@@ -1,0 +1,159 @@
+"""The service's own end and start: killed, ended, started twice."""
+
+import contextlib
+import signal
+import threading
+import time
+from typing import Any
+
+import httpx
+
+from orchestrator.settings import Settings
+from tests.attack.cases import Later, check
+from tests.attack.live import Live, serve, until
+
+RESTART_S = 10.0
+REMOVAL_S = 30.0
+SLEEPER = "import time; open('/workspace/kept','w').write('x'); time.sleep({seconds}); print('slept')"
+ADOPTS = "keep" in str(Settings.__annotations__["on_exit"])
+
+
+def in_background(live: Live, sid: str, code: str, answers: list[Any]) -> threading.Thread:
+    """Send an execution from a thread; what comes of it is appended to the answers."""
+
+    def send() -> None:
+        body = {"code": code, "timeout_s": 100}
+        try:
+            answers.append(live.client.post(f"/v1/sessions/{sid}/executions", json=body, timeout=120))
+        except httpx.HTTPError as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=send)
+    thread.start()
+    return thread
+
+
+def until_running(live: Live, count: int) -> None:
+    """Wait until so many executions run."""
+    until(lambda: live.metric("sandbox_executions_in_flight") >= count, 10, f"{count} executions did not start")
+    time.sleep(0.3)
+
+
+def killed(live: Live, short: bool) -> None:
+    """life-01: the service is killed in the middle of an execution and started again."""
+    with serve(pool_size=1) as own:
+        sid = own.open(metadata={"kept": "yes"})
+        answers: list[Any] = []
+        thread = in_background(own, sid, SLEEPER.format(seconds=10), answers)
+        until_running(own, 1)
+        time.sleep(1.5)
+        own.signal(signal.SIGKILL)
+        own.process.wait()
+        thread.join()
+        begun = time.monotonic()
+        own.start(ready=False)
+        if ADOPTS:
+            listed = f"/v1/sessions/{sid}"
+            until(lambda: own.client.get(listed).status_code == 200, RESTART_S, "the session is not listed again")
+            check(own.client.get(listed).json()["metadata"] == {"kept": "yes"}, "the metadata is lost")
+            until(lambda: not is_running(own, sid), 30, "the execution does not end")
+            ended = own.client.get(f"{listed}/executions").json()["executions"][-1]
+            check(ended["outcome"] in ("ok", "lost"), f"the execution ended as {ended['outcome']}")
+            told = own.execute(sid, "print(open('/workspace/kept').read())")
+            check(told["stdout"] == "x\n", "the workspace is lost")
+            return
+        until(own.is_ready, RESTART_S, "the service is not ready again")
+        took_s = time.monotonic() - begun
+        size = int(own.pool()["target"])
+        until(lambda: len(own.sight.containers()) == size, REMOVAL_S, "containers without an owner are left")
+        raise Later(f"no session is adopted yet; ready again after {took_s:.1f} s, nothing without an owner is left")
+
+
+def is_running(live: Live, sid: str) -> bool:
+    """Tell whether the session's last execution runs."""
+    executions = live.client.get(f"/v1/sessions/{sid}/executions").json()["executions"]
+    return not executions or executions[-1]["outcome"] is None
+
+
+def twice(live: Live, short: bool) -> None:
+    """life-13: a second service of the same instance harms nothing of the first."""
+    with serve(pool_size=1) as own, own.session() as sid:
+        own.is_usable(sid)
+        containers = set(own.sight.containers())
+        second = Live("docker", {"instance": own.instance, "state_dir": own.settings["state_dir"], "pool_size": 1}, {})
+        refused(second, own.instance)
+        check(set(own.sight.containers()) >= containers, "the second service removed containers of the first")
+        own.is_usable(sid)
+        elsewhere = Live("docker", {"instance": own.instance, "pool_size": 1}, {})
+        try:
+            refused(elsewhere, own.instance)
+            own.is_usable(sid)
+        except AssertionError as error:
+            raise Later(
+                f"refused beside it, but not with another SANDBOX_STATE_DIR, as from another container: {error}"
+            ) from None
+
+
+def refused(second: Live, instance: str) -> None:
+    """Start a service that is to refuse, and say why; end it when it does not."""
+    with contextlib.suppress(AssertionError):
+        second.start(ready=False)
+    time.sleep(1)
+    code = second.process.poll()
+    text = second.log.read_text()
+    if code is None:
+        second.process.kill()  # an ordinary end would remove the first one's containers
+        second.process.wait()
+    second.client.close()
+    check(code is not None, "a second service of the same instance runs")
+    check(code != 0 and instance in text, f"the second service ended with {code} and said {text[-200:]!r}")
+
+
+def terminated(live: Live, short: bool) -> None:
+    """life-15: SIGTERM with five executions: those that end in time end well, the others are cancelled."""
+    for seconds, drain_s in ((2, 10), (60, 1)):
+        with serve(pool_size=2, drain_seconds=drain_s) as own:
+            sids = [own.open(), own.open()]
+            answers: list[Any] = []
+            code = SLEEPER.format(seconds=seconds)
+            threads = [in_background(own, sids[number % 2], code, answers) for number in range(5)]
+            until_running(own, 5)
+            begun = time.monotonic()
+            own.signal(signal.SIGTERM)
+            time.sleep(0.3)
+            accepted = accepts(own)
+            exit_code = own.end()
+            took_s = time.monotonic() - begun
+            for thread in threads:
+                thread.join()
+            about = f"executions of {seconds} s, {drain_s} s to drain"
+            check(not accepted, f"{about}: a new session was accepted while ending")
+            check(exit_code == 0, f"{about}: exit code {exit_code}")
+            check(took_s < drain_s + 20, f"{about}: the end took {took_s:.1f} s")
+            check(not own.sight.containers(), f"{about}: containers are left: {own.sight.containers()}")
+            if seconds < drain_s:
+                told = [answer.json()["stdout"] if isinstance(answer, httpx.Response) else answer for answer in answers]
+                check(told == ["slept\n"] * 5, f"{about}: {told}")
+            else:
+                told = [short_of(answer) for answer in answers]
+                check(set(told) <= {"cancelled", "closed"}, f"{about}: {told}")
+
+
+def short_of(answer: object) -> str:
+    """Return what became of a request: an outcome, a status, or that its connection was closed."""
+    if not isinstance(answer, httpx.Response):
+        return "closed"
+    return str(answer.json()["outcome"]) if answer.status_code == 200 else f"{answer.status_code} {answer.text[:80]}"
+
+
+def accepts(live: Live) -> bool:
+    """Tell whether a session can still be started."""
+    try:
+        return (
+            httpx.post(
+                f"http://127.0.0.1:{live.port}/v1/sessions", json={}, headers=dict(live.client.headers), trust_env=False
+            ).status_code
+            == 201
+        )
+    except httpx.HTTPError:
+        return False
