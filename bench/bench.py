@@ -32,8 +32,8 @@ Figures = dict[str, float]
 
 
 @contextmanager
-def service() -> Iterator[int]:
-    """Run the service for the measurement, yield its pid."""
+def service(*prefix: str) -> Iterator[int]:
+    """Run the service for the measurement, behind a prefix such as a profiler's options; yield its pid."""
     settings = {
         "SANDBOX_PORT": PORT,
         "SANDBOX_INSTANCE": INSTANCE,
@@ -43,7 +43,7 @@ def service() -> Iterator[int]:
         "SANDBOX_STATE_DIR": tempfile.mkdtemp(),
     }
     environ = os.environ | {name: str(value) for name, value in settings.items()}
-    command = [sys.executable, "-m", "orchestrator", "serve"]
+    command = [sys.executable, *prefix, "-m", "orchestrator", "serve"]
     with (HERE / "results" / "service.log").open("w") as log:
         process = subprocess.Popen(command, env=environ, stderr=log, stdout=log)
     try:

@@ -13,7 +13,7 @@ from orchestrator import __version__
 from orchestrator.api import native, operations, problems, seed
 from orchestrator.api.bodies import StrictRequest
 from orchestrator.api.guard import Gate, add_headers
-from orchestrator.service import Service
+from orchestrator.service import Orchestrator
 from orchestrator.settings import Settings, is_loopback
 
 HTTP_METRICS = PrometheusConfig(app_name="sandbox", prefix="sandbox_http", group_path=True)
@@ -21,7 +21,7 @@ HTTP_METRICS = PrometheusConfig(app_name="sandbox", prefix="sandbox_http", group
 
 def create_app(settings: Settings) -> Litestar:
     """Return the application. Its lifespan starts the engine's side and, at the end, removes everything of ours."""
-    service = Service(settings)
+    service = Orchestrator(settings)
     gate = Gate(settings.api_keys, local_only=is_loopback(settings.host))
 
     @asynccontextmanager
@@ -46,7 +46,7 @@ def create_app(settings: Settings) -> Litestar:
             path="/docs",
             render_plugins=[SwaggerRenderPlugin()],
         ),
-        signature_types=[Service],
+        signature_types=[Orchestrator],
         logging_config=None,
     )
     app.state.service = service

@@ -53,8 +53,10 @@ class Channel:
         if self.closed:  # bytes may come until the wire has closed as well
             return
         *lines, self._rest = (self._rest + data).split(b"\n") if self._rest else data.split(b"\n")
-        if len(self._rest) > frames.LINE_LIMIT and self.in_step:
-            self.lost("the agent sent a frame that is too long")
+        if len(self._rest) > frames.LINE_LIMIT:
+            self._rest = b""
+            if self.in_step:
+                self.lost("the agent sent a frame that is too long")
         for line in lines:
             try:
                 if len(line) > frames.LINE_LIMIT:

@@ -181,7 +181,7 @@ async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
     """Run in a container that is started for it. EngineError as soon as one fails to start."""
     from orchestrator import log
     from orchestrator.doctor import beside
-    from orchestrator.service import Service
+    from orchestrator.service import Orchestrator
 
     log.configure("error", chosen.log_format)
     try:
@@ -189,7 +189,7 @@ async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
     except msgspec.ValidationError as error:
         raise InvalidRequest(str(error)) from None
     with beside(chosen) as own:
-        service = Service(own)
+        service = Orchestrator(own)
         for pool in service.pools.values():  # one container is started because it is waited for, and no other
             template = msgspec.structs.replace(pool.recipe.template, pool_size=0)
             pool.recipe = msgspec.structs.replace(pool.recipe, template=template)

@@ -25,7 +25,7 @@ from orchestrator.settings import Settings
 log = structlog.get_logger()
 
 
-class Service:
+class Orchestrator:
     """Engine, pools, reconciler and sessions of one orchestrator."""
 
     def __init__(self, settings: Settings) -> None:

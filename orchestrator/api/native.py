@@ -23,7 +23,7 @@ from orchestrator.models import (
     SessionRequest,
     TemplatePage,
 )
-from orchestrator.service import Service
+from orchestrator.service import Orchestrator
 
 Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
 Eid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the execution")]
@@ -40,7 +40,7 @@ PageSize = Annotated[int, Parameter(ge=1, le=1000, description="sessions of one 
 
 
 @post("/sessions", summary="Start a session")
-async def create_session(service: Service, data: SessionRequest | None = None) -> Response[Session]:
+async def create_session(service: Orchestrator, data: SessionRequest | None = None) -> Response[Session]:
     """Take a container from the warm pool for a new session."""
     session = await service.sessions.create(data or SessionRequest())
     return Response(session.facts(), headers={"Location": f"/v1/sessions/{session.id}"})
@@ -48,7 +48,7 @@ async def create_session(service: Service, data: SessionRequest | None = None) -
 
 @get("/sessions", summary="List sessions")
 async def list_sessions(
-    service: Service, limit: PageSize = 100, after: Annotated[str | None, Parameter(max_length=63)] = None
+    service: Orchestrator, limit: PageSize = 100, after: Annotated[str | None, Parameter(max_length=63)] = None
 ) -> SessionPage:
     """List sessions in the order of their ids; `after` continues behind an id."""
     ids = sorted(service.sessions.held)
@@ -60,26 +60,26 @@ async def list_sessions(
 
 
 @get("/sessions/{sid:str}", summary="Read a session")
-async def read_session(service: Service, sid: Sid) -> Session:
+async def read_session(service: Orchestrator, sid: Sid) -> Session:
     """Return one session. Reading does not count as use."""
     return service.sessions.get(sid).facts()
 
 
 @patch("/sessions/{sid:str}", summary="Extend a session")
-async def extend_session(service: Service, sid: Sid, data: SessionPatch) -> Session:
+async def extend_session(service: Orchestrator, sid: Sid, data: SessionPatch) -> Session:
     """Count the session's life anew from now, or replace its metadata."""
     return service.sessions.patch(sid, data).facts()
 
 
 @delete("/sessions/{sid:str}", status_code=HTTP_204_NO_CONTENT, summary="End a session")
-async def end_session(service: Service, sid: Sid) -> None:
+async def end_session(service: Orchestrator, sid: Sid) -> None:
     """End a session; what runs in it is killed and its container destroyed."""
     service.sessions.end(service.sessions.get(sid), "closed")
 
 
 @post("/sessions/{sid:str}/executions", status_code=HTTP_200_OK, summary="Execute")
 async def execute(
-    service: Service, request: Request[Any, Any, Any], sid: Sid, data: ExecutionRequest, key: IdempotencyKey = None
+    service: Orchestrator, request: Request[Any, Any, Any], sid: Sid, data: ExecutionRequest, key: IdempotencyKey = None
 ) -> Execution:
     """Run code or a command to its end. A failing code is an outcome, not an HTTP error.
 
@@ -89,37 +89,37 @@ async def execute(
 
 
 @get("/sessions/{sid:str}/executions", summary="List executions")
-async def list_executions(service: Service, sid: Sid) -> ExecutionPage:
+async def list_executions(service: Orchestrator, sid: Sid) -> ExecutionPage:
     """List the executions that the session remembers, oldest first."""
     return ExecutionPage(executions=[record.facts for record in service.sessions.get(sid).records.values()])
 
 
 @get("/sessions/{sid:str}/executions/{eid:str}", summary="Read an execution")
-async def read_execution(service: Service, sid: Sid, eid: Eid) -> Execution:
+async def read_execution(service: Orchestrator, sid: Sid, eid: Eid) -> Execution:
     """Return one execution; its outcome is null while it runs."""
     return service.sessions.execution(sid, eid).facts
 
 
 @delete("/sessions/{sid:str}/executions/{eid:str}", status_code=HTTP_204_NO_CONTENT, summary="Cancel an execution")
-async def cancel_execution(service: Service, sid: Sid, eid: Eid) -> None:
+async def cancel_execution(service: Orchestrator, sid: Sid, eid: Eid) -> None:
     """Kill an execution; one that has ended is left alone."""
     service.sessions.cancel(sid, eid)
 
 
 @post("/execute", status_code=HTTP_200_OK, summary="Execute once")
-async def execute_once(service: Service, request: Request[Any, Any, Any], data: OneShotRequest) -> Execution:
+async def execute_once(service: Orchestrator, request: Request[Any, Any, Any], data: OneShotRequest) -> Execution:
     """Run one execution in a fresh container that is destroyed afterwards."""
     return await while_connected(request, service.sessions.execute_once(data))
 
 
 @get("/templates", summary="List templates")
-async def list_templates(service: Service) -> TemplatePage:
+async def list_templates(service: Orchestrator) -> TemplatePage:
     """List what containers can be started from; the first is the default."""
     return TemplatePage(templates=[pool.recipe.template for pool in service.pools.values()])
 
 
 @get("/pool", summary="Read the pools")
-async def read_pool(service: Service) -> PoolPage:
+async def read_pool(service: Orchestrator) -> PoolPage:
     """Return how many containers are ready, starting and waited for."""
     value = service.metrics.value
     return PoolPage(
@@ -141,7 +141,7 @@ async def read_pool(service: Service) -> PoolPage:
 
 
 @get("/isolation", summary="Read the isolation")
-async def read_isolation(service: Service) -> Isolation:
+async def read_isolation(service: Orchestrator) -> Isolation:
     """Return the layers that the self-test of the newest container observed active."""
     return Isolation(engine=service.engine.name, layers=service.reconciler.layers, observed=service.reconciler.canary)
 

@@ -12,7 +12,7 @@ from orchestrator import errors, models
 from orchestrator.api.problems import problem_of
 from orchestrator.api.waiting import while_connected
 from orchestrator.models import ID_PATTERN, ExecutionRequest, OneShotRequest, Seconds, SessionRequest
-from orchestrator.service import Service
+from orchestrator.service import Orchestrator
 
 Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
 CODES = {
@@ -97,21 +97,21 @@ async def healthy() -> dict[str, str]:
 
 
 @post("/session/{sid:str}", status_code=HTTP_200_OK, summary="Start a session")
-async def create_session(service: Service, sid: Sid, data: NewSession | None = None) -> dict[str, str]:
+async def create_session(service: Orchestrator, sid: Sid, data: NewSession | None = None) -> dict[str, str]:
     """Start a session under the given id."""
     await service.sessions.create(SessionRequest(id=sid, ttl_s=data.timeout if data else None))
     return {"session_id": sid}
 
 
 @delete("/session/{sid:str}", status_code=HTTP_200_OK, summary="End a session")
-async def end_session(service: Service, sid: Sid) -> dict[str, str]:
+async def end_session(service: Orchestrator, sid: Sid) -> dict[str, str]:
     """End a session."""
     service.sessions.end(service.sessions.get(sid), "closed")
     return {"status": "success"}
 
 
 @get("/status/{sid:str}", summary="Read a session")
-async def status(service: Service, sid: Sid) -> dict[str, Any]:
+async def status(service: Orchestrator, sid: Sid) -> dict[str, Any]:
     """Tell whether a session exists."""
     session = service.sessions.held.get(sid)
     created_at = session.facts().created_at if session is not None else None
@@ -119,7 +119,7 @@ async def status(service: Service, sid: Sid) -> dict[str, Any]:
 
 
 @post("/execute_code/{sid:str}", status_code=HTTP_200_OK, summary="Execute code")
-async def execute_code(service: Service, request: Request[Any, Any, Any], sid: Sid, data: Code) -> Outcome:
+async def execute_code(service: Orchestrator, request: Request[Any, Any, Any], sid: Sid, data: Code) -> Outcome:
     """Run code in a session, which is started when it is missing."""
     order = ExecutionRequest(
         language=data.script_type, code=data.code, event=data.event, args=data.args, timeout_s=data.timeout
@@ -137,7 +137,7 @@ async def execute_code(service: Service, request: Request[Any, Any, Any], sid: S
 
 
 @post("/execute/{sid:str}", status_code=HTTP_200_OK, summary="Execute a command")
-async def execute(service: Service, request: Request[Any, Any, Any], sid: Sid, data: Command) -> Outcome:
+async def execute(service: Orchestrator, request: Request[Any, Any, Any], sid: Sid, data: Command) -> Outcome:
     """Run a command, or code with its event, in a session, which is started when it is missing."""
     order = ExecutionRequest(
         command=data.command, code=data.code, event=data.event, args=data.args, timeout_s=data.timeout
@@ -146,14 +146,14 @@ async def execute(service: Service, request: Request[Any, Any, Any], sid: Sid, d
 
 
 @post("/v2/execute_code", status_code=HTTP_200_OK, summary="Call a handler")
-async def execute_handler(service: Service, request: Request[Any, Any, Any], data: Handler) -> Outcome:
+async def execute_handler(service: Orchestrator, request: Request[Any, Any, Any], data: Handler) -> Outcome:
     """Call a handler in a fresh container."""
     order = OneShotRequest(code=data.handler_code, event=data.event, context=data.context, timeout_s=data.timeout)
     return outcome_of(await while_connected(request, service.sessions.execute_once(order)))
 
 
 @get("/workspaces", summary="List sessions")
-async def workspaces(service: Service) -> dict[str, Any]:
+async def workspaces(service: Orchestrator) -> dict[str, Any]:
     """List all sessions with the time of their start."""
     held = service.sessions.held
     return {"workspaces": {sid: {"created_at": session.facts().created_at} for sid, session in held.items()}}
@@ -166,7 +166,7 @@ class CleanUp(models.Request, frozen=True):
 
 
 @post("/cleanup-all", status_code=HTTP_200_OK, summary="End all sessions")
-async def cleanup_all(service: Service, data: CleanUp | None = None) -> dict[str, int]:
+async def cleanup_all(service: Orchestrator, data: CleanUp | None = None) -> dict[str, int]:
     """End all sessions, those in which something runs only by force."""
     sessions = list(service.sessions.held.values())
     chosen = [session for session in sessions if (data is not None and data.force) or not session.running]
@@ -202,7 +202,7 @@ def _seed_probe(event, context):
 """
 
 
-async def _in_session(service: Service, sid: str, order: ExecutionRequest) -> models.Execution:
+async def _in_session(service: Orchestrator, sid: str, order: ExecutionRequest) -> models.Execution:
     if sid not in service.sessions.held:
         try:
             await service.sessions.create(SessionRequest(id=sid))

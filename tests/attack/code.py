@@ -33,7 +33,7 @@ def run(live: Live, case: Case) -> None:
         scene = Scene(live, sid, case)
         with watched(scene), AROUND.get(case.id, nothing)(live):
             begun = time.monotonic()
-            execution = scene.execution = live.execute(sid, case.payload, timeout_s=case.timeout_s)
+            execution = scene.execution = live.execute(sid, case.payload, timeout_s=case.allowed_s)
             wall_s = time.monotonic() - begun
             wrong = complaints(case, execution, wall_s)
             check(not wrong, "; ".join(wrong))

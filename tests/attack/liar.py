@@ -1,28 +1,17 @@
-"""An agent that lies: it greets like an honest one, then does what the execution's code names. Runs in a container."""
+"""An agent that lies: honest until an execution comes, then it does what its code names. Runs in a container.
+
+It stands beside the real agent's modules, in place of their `__main__`.
+"""
 
 import base64
 import json
 import os
-import sys
 import time
-from typing import Any
+from pathlib import Path
 
-HONEST = {
-    "uid": 1000,
-    "capabilities": 0,
-    "no_new_privs": 1,
-    "seccomp_filters": 2,
-    "processes": 3,
-    "limits": {"NPROC": 64, "NOFILE": 256, "FSIZE": 1, "DATA": 1},
-    "interfaces": ["lo"],
-    "unshare": "EPERM",
-    "connect": "ENETUNREACH",
-    "write_root": "EROFS",
-    "write_usr": "EROFS",
-    "write_proc": "EROFS",
-    "agent_uid": os.getuid(),
-    "agent_seccomp": 1,
-}
+from agent import Agent
+from frames import Frame
+
 RESULT = {
     "outcome": "ok",
     "exit_code": 0,
@@ -34,13 +23,14 @@ RESULT = {
     "truncated": [],
 }
 MIB = 1 << 20
+CHANNEL: list[int] = []  # the descriptor that the orchestrator listens to
 
 
 def write(data: bytes) -> None:
     """Write bytes to the orchestrator."""
     view = memoryview(data)
     while view:
-        view = view[os.write(1, view) :]
+        view = view[os.write(CHANNEL[0], view) :]
 
 
 def send(kind: str, **fields: object) -> None:
@@ -101,8 +91,6 @@ def lie(what: str, eid: str, ping: int) -> None:
             write(
                 json.dumps({"type": "result", "id": eid, "seq": 0, **RESULT, "wall_s": float("nan")}).encode() + b"\n"
             )
-        case "second hello":
-            send("hello", version=1, nonce="x", session=None, canary=HONEST, executions=[])
         case "forged log":
             send("fault", message='x\n{"event":"fake"}\r\x1b[2J')
         case "noise on stderr":
@@ -113,26 +101,33 @@ def lie(what: str, eid: str, ping: int) -> None:
             time.sleep(3600)
 
 
-def main() -> None:
-    """Greet, bind, and lie when an execution comes."""
-    ping = 0
-    for line in sys.stdin.buffer:
-        frame: dict[str, Any] = json.loads(line) if line.strip() else {}
-        match frame.get("type"):
-            case "hello":
-                send("hello", version=1, nonce=frame["nonce"], session=None, canary=HONEST, executions=[])
-            case "bind":
-                if frame["session"].startswith("astray"):
-                    send("bound", session="another")
-                else:
-                    send("bound", session=frame["session"])
-                if frame["session"].startswith("deaf"):
-                    time.sleep(3600)
-            case "ping":
-                ping = frame["number"]
-                send("pong", number=ping)
-            case "execute":
-                lie(frame["job"]["code"], frame["id"], ping)
+class Liar(Agent):
+    """The real agent, but for what it answers."""
+
+    _ping = 0
+
+    def _on_ping(self, frame: Frame) -> None:
+        self._ping = frame["number"]
+        super()._on_ping(frame)
+
+    def _on_bind(self, frame: Frame) -> None:
+        if frame["session"].startswith("astray"):
+            self._send({"type": "bound", "session": "another"})
+        else:
+            super()._on_bind(frame)
+        if frame["session"].startswith("deaf"):
+            time.sleep(3600)
+
+    def _on_execute(self, frame: Frame) -> None:
+        what = frame["job"]["code"]
+        if what == "second hello":
+            self._greet()
+            return
+        CHANNEL[:] = [self._out_fd]
+        os.set_blocking(self._out_fd, True)
+        lie(what, frame["id"], self._ping)
+        os.set_blocking(self._out_fd, False)
 
 
-main()
+os.umask(0o077)
+Liar(Path("/scratch"), Path("/workspace")).run()

@@ -32,7 +32,6 @@ FLOORS = {
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 FORBIDDEN = "Manager Service Helper Util Impl Base Abstract DTO Entity Factory".split()
 ALLOWED = {
-    "Service": "the parts of one running service; the thing itself, not a role",
     "BaseError": "an error of the base image",
 }
 # Put together here, so that this file does not contain them.
