@@ -49,6 +49,7 @@ class Container:
         self._runs: dict[str, _Run] = {}
         self._adopted: frozenset[str] = frozenset()
         self._hello: asyncio.Future[frames.Hello] | None = None
+        self._nonce = ""
         self._bound: asyncio.Future[str] | None = None
         self._acks: list[str] = []
         self._held: deque[str] = deque()
@@ -150,10 +151,10 @@ class Container:
 
     async def _greet(self, limits: dict[str, int]) -> frames.Hello:
         self._hello = asyncio.get_running_loop().create_future()
-        nonce = secrets.token_hex(8)
-        self._channel.send(frames.encode("hello", nonce=nonce, limits=limits))
+        self._nonce = secrets.token_hex(8)
+        self._channel.send(frames.encode("hello", nonce=self._nonce, limits=limits))
         hello = await self._hello
-        if hello.nonce != nonce or hello.version != AGENT_VERSION:
+        if hello.nonce != self._nonce or hello.version != AGENT_VERSION:
             raise EngineError("The agent in the image does not fit this orchestrator: build the image anew")
         return hello
 
@@ -182,7 +183,8 @@ class Container:
             case frames.Pong() if frame.number == self._pings:
                 self._pongs = self._pings
             case frames.Hello() if self._hello is not None and not self._hello.done():
-                self._hello.set_result(frame)
+                if frame.nonce == self._nonce or self._channel.in_step:  # else the answer to who attached before
+                    self._hello.set_result(frame)
             case frames.Bound() if self._bound is not None:
                 if not self._bound.done():  # else the answer to `keep`
                     self._bound.set_result(frame.session)

@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
+from contextlib import nullcontext
 
 import msgspec
 import structlog
@@ -130,7 +131,7 @@ class Sessions:
         self.held[session.id] = session
         for known in hello.executions:
             record = Record(known.id, session.id, notes[known.id], age_s=known.age_s)
-            self._begin(session, record, self._resume(session, record))
+            self._begin(session, record, self._resume(session, record, done=known.done))
         log.info("session_adopted", session=session.id, template=container.template, executions=len(hello.executions))
         return True
 
@@ -252,9 +253,10 @@ class Sessions:
         finally:
             session.finish(record)
 
-    async def _resume(self, session: Session, record: Record) -> None:
+    async def _resume(self, session: Session, record: Record, *, done: bool) -> None:
         try:
-            async with session.gate:
+            # It had its turn before: it counts while it runs, and never waits.
+            async with nullcontext() if done or session.gate.locked() else session.gate:
                 await record.resume(session.container, grace_s=self._settings.grace_seconds)
                 self._account(record)
         finally:

@@ -1,12 +1,12 @@
 """Engines under a test's control: agents that are played in this process, and faults at the engine's seam."""
 
 import asyncio
+import base64
 import time
 from collections.abc import Iterator
 from typing import Any
 
 import frames
-
 from orchestrator.container import AGENT_VERSION
 from orchestrator.engine import Engine, Receiver, Seen, Spec, Wire
 from orchestrator.errors import EngineError
@@ -16,6 +16,7 @@ class Played:
     """The wire to an agent that is played here. It answers by itself; a test may also speak for it.
 
     While `mute` it hears and says nothing. While `holding` an execution runs until `finish` or `cancel`.
+    `said` has the frames of every execution that is not acknowledged, `notes` what came with it.
     """
 
     def __init__(self, spec: Spec, receiver: Receiver, *, holding: bool) -> None:
@@ -25,6 +26,10 @@ class Played:
         self.mute = False
         self.holding = holding
         self.session: str | None = None
+        self.kept: frames.Frame | None = None
+        self.kept_age_s = 0.0
+        self.notes: dict[str, frames.Frame] = {}
+        self.said: dict[str, list[frames.Frame]] = {}
         self.executed: list[str] = []
         self.heard: list[str] = []
         self._receiver = receiver
@@ -35,6 +40,8 @@ class Played:
         for line in self._lines.feed(data):
             if (frame := frames.decode(line)) is not None and not self.mute:
                 self.heard.append(frame["type"])
+                for eid in frame.get("acks", ()):
+                    del self.said[eid]
                 getattr(self, f"_on_{frame['type']}")(frame)
 
     async def drain(self) -> None:
@@ -43,9 +50,23 @@ class Played:
     def close(self) -> None:
         pass
 
-    def say(self, kind: str, **fields: Any) -> None:
+    def say(self, type: str, **fields: Any) -> None:  # noqa: A002 - as the frame's field
         """Send a frame as the agent would, after what the loop has to do now."""
-        asyncio.get_running_loop().call_soon(self._receiver.received, frames.encode({"type": kind, **fields}))
+        asyncio.get_running_loop().call_soon(self._receiver.received, frames.encode({"type": type, **fields}))
+
+    def attach(self, receiver: Receiver) -> None:
+        """Speak to another client from now on; the one before hears no more."""
+        self._receiver = receiver
+
+    def output(self, eid: str, data: bytes, stream: str = "stdout") -> None:
+        """Send the next piece of an execution's output."""
+        self._tell(eid, "output", seq=self._seq(eid) + 1, stream=stream, data=base64.b64encode(data).decode())
+
+    def resend(self, eid: str, seq: int = 0) -> None:
+        """Send again what follows this number, and the result."""
+        for frame in self.said.get(eid, []):
+            if frame["seq"] > seq or frame["type"] == "result":
+                self.say(**frame)
 
     def vanish(self, reason: str = "the attached stream ended") -> None:
         """End the container behind the orchestrator's back."""
@@ -59,19 +80,35 @@ class Played:
             "cpu_s": 0.001,
             "max_rss_bytes": 1,
             "truncated": [],
-            "seq": 0,
+            "seq": self._seq(eid),
             "message": "",
         }
         spent["signal"] = exit_code - 128 if exit_code > 128 else None
-        self.say("result", id=eid, outcome=outcome, exit_code=exit_code, **(spent | facts))
+        self._tell(eid, "result", outcome=outcome, exit_code=exit_code, **(spent | facts))
+
+    def _seq(self, eid: str) -> int:
+        return sum(frame["type"] == "output" for frame in self.said.get(eid, []))
+
+    def _tell(self, eid: str, kind: str, **fields: Any) -> None:
+        self.said.setdefault(eid, []).append({"type": kind, "id": eid, **fields})
+        self.say(kind, id=eid, **fields)
 
     def _on_hello(self, frame: frames.Frame) -> None:
-        facts: dict[str, Any] = {"version": AGENT_VERSION, "session": self.session, "canary": {}, "executions": []}
-        facts |= {"kept": None, "kept_age_s": 0.0}
-        self.say("hello", nonce=frame["nonce"], **facts)
+        executions = [
+            {
+                "id": eid,
+                "seq": self._seq(eid),
+                "done": any(frame["type"] == "result" for frame in said),
+                "note": self.notes.get(eid, {}),
+                "age_s": 0.0,
+            }
+            for eid, said in self.said.items()
+        ]
+        facts = {"version": AGENT_VERSION, "session": self.session, "kept": self.kept, "kept_age_s": self.kept_age_s}
+        self.say("hello", nonce=frame["nonce"], canary={}, executions=executions, **facts)
 
     def _on_bind(self, frame: frames.Frame) -> None:
-        self.session = frame["session"]
+        self.session, self.kept = frame["session"], frame["kept"]
         self.say("bound", session=self.session)
 
     def _on_ping(self, frame: frames.Frame) -> None:
@@ -79,6 +116,8 @@ class Played:
 
     def _on_execute(self, frame: frames.Frame) -> None:
         self.executed.append(frame["id"])
+        self.notes[frame["id"]] = frame["note"]
+        self.said[frame["id"]] = []
         if not self.holding:
             self.finish(frame["id"])
 
@@ -87,6 +126,9 @@ class Played:
 
     def _on_cancel(self, frame: frames.Frame) -> None:
         self.finish(frame["id"], "cancelled", 137)
+
+    def _on_resync(self, frame: frames.Frame) -> None:
+        self.resend(frame["id"], frame["seq"])
 
 
 class Stage:
@@ -108,7 +150,11 @@ class Stage:
         return agent
 
     async def attach(self, name: str, receiver: Receiver) -> Wire:
-        raise EngineError("a played agent cannot be attached to again")
+        if name not in self.agents:
+            raise EngineError("There is no such container")
+        self.agents[name].attach(receiver)
+        await asyncio.sleep(0)
+        return self.agents[name]
 
     async def list(self) -> list[Seen]:
         return [

@@ -178,7 +178,11 @@ class Launcher:
         job, stdin = self._order
         with suppress(ProcessLookupError):  # it died while it waited: its end follows
             self._limit({resource.RLIMIT_CPU: int(job["timeout_s"]) + CPU_MARGIN_S})
-            self.program.feed(job, stdin)
+            try:
+                self.program.feed(job, stdin)
+            except ValueError as error:  # nested deeper than marshal goes
+                self.program.boot_errors = f"the job cannot be handed over: {error}".encode()
+                self.kill()
 
     def _limit(self, rlimits: dict[int, int]) -> None:
         for limit, value in rlimits.items():

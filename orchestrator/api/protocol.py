@@ -38,7 +38,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self._begun = self.loop.time()
         self._headed = False
-        self._taken = self._body = 0
+        self._taken, self._body = 1, 0  # how much of the first read belongs to it is not known
 
     def on_headers_complete(self) -> None:
         super().on_headers_complete()

@@ -14,7 +14,7 @@ from tests.attack.live import Live, serve, until
 
 RESTART_S = 10.0
 REMOVAL_S = 30.0
-SLEEPER = "import time; open('/workspace/kept','w').write('x'); time.sleep({seconds}); print('slept')"
+SLEEPER = "import time; open('/workspace/kept','a').write('x'); time.sleep({seconds}); print('slept')"
 ADOPTS = "keep" in str(Settings.__annotations__["on_exit"])
 
 
@@ -59,8 +59,13 @@ def killed(live: Live, short: bool) -> None:
             until(lambda: not is_running(own, sid), 30, "the execution does not end")
             ended = own.client.get(f"{listed}/executions").json()["executions"][-1]
             check(ended["outcome"] in ("ok", "lost"), f"the execution ended as {ended['outcome']}")
+            if ended["outcome"] == "ok":
+                check(ended["stdout"] == "slept\n", f"its output is {ended['stdout']!r}")
             told = own.execute(sid, "print(open('/workspace/kept').read())")
-            check(told["stdout"] == "x\n", "the workspace is lost")
+            check(told["stdout"] == "x\n", f"the workspace, or how often it ran: {told['stdout']!r}")
+            until(own.is_ready, RESTART_S, "the pool is not full again")
+            size = 1 + int(own.pool()["target"])
+            until(lambda: len(own.sight.containers()) == size, REMOVAL_S, "containers without an owner are left")
             return
         until(own.is_ready, RESTART_S, "the service is not ready again")
         took_s = time.monotonic() - begun
@@ -137,6 +142,21 @@ def terminated(live: Live, short: bool) -> None:
             else:
                 told = [short_of(answer) for answer in answers]
                 check(set(told) <= {"cancelled", "closed"}, f"{about}: {told}")
+    if ADOPTS:
+        kept()
+
+
+def kept() -> None:
+    """With SANDBOX_ON_EXIT=keep the end leaves the sessions, and the next start finds them."""
+    with serve(pool_size=1, on_exit="keep") as own:
+        sid = own.open()
+        own.execute(sid, "open('/workspace/kept','w').write('x')")
+        check(own.end() == 0, "on_exit=keep: the exit code is not 0")
+        left = len(own.sight.containers())
+        check(left == 1, f"on_exit=keep: {left} containers are left for one session")
+        own.start()
+        told = own.execute(sid, "print(open('/workspace/kept').read())")
+        check(told["stdout"] == "x\n", "on_exit=keep: the workspace is lost")
 
 
 def short_of(answer: object) -> str:

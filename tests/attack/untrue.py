@@ -79,9 +79,7 @@ def changed_image(path: str, content: bytes, *, mode: int) -> Iterator[str]:
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w") as tar:
         # The image carries bytecode, which would be preferred to another source beside it.
-        dockerfile = (
-            f"FROM {IMAGE}\nRUN rm -rf /opt/sandbox/agent/__pycache__\nCOPY changed {path}\n".encode()
-        )
+        dockerfile = f"FROM {IMAGE}\nRUN rm -rf /opt/sandbox/agent/__pycache__\nCOPY changed {path}\n".encode()
         for name, data in (("Dockerfile", dockerfile), ("changed", content)):
             info = tarfile.TarInfo(name)
             info.size, info.mode = len(data), mode

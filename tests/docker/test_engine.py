@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import docker
 import httpx
@@ -42,7 +42,7 @@ def foreign(engine: docker.DockerClient) -> Iterator[Container]:
         IMAGE, entrypoint=["sleep", "1000"], labels=labels, network_mode="none", stop_signal="SIGKILL"
     )
     with made:
-        wrapped = cast(Container, made.get_wrapped_container())
+        wrapped = made.get_wrapped_container()
         yield wrapped
         wrapped.reload()
         assert wrapped.status == "running"
@@ -157,8 +157,9 @@ def test_a_container_has_the_options_that_the_design_settled(
 def test_the_agent_runs_without_rights(engine: docker.DockerClient, docker_service: Live, session: str) -> None:
     container = container_of(engine, docker_service, session)
     script = "for s in /proc/[0-9]*/status; do grep -E '^(Name|Uid|CapEff|CapBnd|NoNewPrivs|Seccomp):' $s; done"
-    said = container.exec_run(["bash", "-c", script], user=user(container)).output.decode()
-    lines = [line.split() for line in said.splitlines()]
+    said = container.exec_run(["bash", "-c", script], user=user(container)).output
+    assert isinstance(said, bytes)
+    lines = [line.split() for line in said.decode().splitlines()]
     assert "python3" in {words[1] for words in lines if words[0] == "Name:"}
     assert {words[1] for words in lines if words[0].startswith("Cap")} == {"0000000000000000"}
     assert {words[1] for words in lines if words[0] == "NoNewPrivs:"} == {"1"}
@@ -367,17 +368,23 @@ def test_at_sigterm_everything_of_ours_is_removed_and_nothing_else(
     assert ours(engine, docker_service.instance) != []
 
 
-def test_what_a_killed_orchestrator_left_is_removed_by_the_next(engine: docker.DockerClient, folder: Path) -> None:
-    instance = f"test-crash-{os.getpid()}"
-    with serve(folder, instance=instance, engine="docker", uid_base="51600", pool_size="1") as live:
-        create(live.client)
+def test_after_a_crash_sessions_go_on_and_what_else_was_left_is_removed(
+    engine: docker.DockerClient, folder: Path
+) -> None:
+    settings = {"instance": f"test-crash-{os.getpid()}", "engine": "docker", "uid_base": "51600", "pool_size": "1"}
+    instance = settings["instance"]
+    with serve(folder, **settings) as live:
+        path = create(live.client)
+        assert execute(live.client, path, command="echo mine > file")["outcome"] == "ok"
+        until(lambda: live.client.get("/ready").status_code == 200)
         live.process.kill()
         live.process.wait(30)
     old = {one.id for one in ours(engine, instance)}
-    assert old
-    with serve(folder, instance=instance, engine="docker", uid_base="51600", pool_size="1") as live:
+    assert len(old) == 2
+    with serve(folder, **settings) as live:
+        assert execute(live.client, path, command="cat file")["stdout"] == "mine\n"
         assert execute_once(live.client) == 1
-        assert old & {one.id for one in ours(engine, instance)} == set()
+        assert len(old & {one.id for one in ours(engine, instance)}) == 1
     assert ours(engine, instance) == []
 
 

@@ -155,7 +155,9 @@ def test_the_service_image_serves_without_root_or_capabilities_on_a_read_only_ro
             assert client.post("/v1/execute", json=order).status_code == 401
             answer = client.post("/v1/execute", json=order, headers={"Authorization": f"Bearer {KEY}"}).json()
             assert ("ok", [20]) == (answer["outcome"], answer["value"])
-            status = bytes(container.exec_run("cat /proc/1/status").output).decode()
+            said = container.exec_run("cat /proc/1/status").output
+            assert isinstance(said, bytes)
+            status = said.decode()
             facts = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
             assert ("65532", "0000000000000000", "1") == (
                 facts["Uid"].split()[0],

@@ -404,6 +404,10 @@ async def test_the_context_logs_to_stdout(container: Container) -> None:
     assert execution.stdout == "said\n"
 
 
+WRAPPED = (
+    "import functools\ndef deco(f):\n  @functools.wraps(f)\n  def inner(*a, **k): return [len(a), f(*a, **k)]\n"
+    "  return inner\n{marks}\ndef handler({arguments}): return {value}\n"
+)
 CALLABLES = [
     ("one argument", "def handler(event): return ['e', event]", ["e", 1]),
     ("two arguments", "def handler(event, context): return ['c', context.function_version]", ["c", "$LATEST"]),
@@ -414,14 +418,12 @@ CALLABLES = [
     ("a lambda of two", "handler = lambda e, c: c.function_name", "s1"),
     (
         "wrapped, one argument",
-        "import functools\ndef deco(f):\n  @functools.wraps(f)\n  def inner(*a, **k): return [len(a), f(*a, **k)]\n"
-        "  return inner\n@deco\ndef handler(event): return event",
+        WRAPPED.format(marks="@deco", arguments="event", value="event"),
         [1, 1],
     ),
     (
         "wrapped twice, two arguments",
-        "import functools\ndef deco(f):\n  @functools.wraps(f)\n  def inner(*a): return [len(a), f(*a)]\n  return inner\n"
-        "@deco\n@deco\ndef handler(event, context): return context.function_name",
+        WRAPPED.format(marks="@deco\n@deco", arguments="event, context", value="context.function_name"),
         [2, [2, "s1"]],
     ),
     ("decorated without wraps", "def deco(f):\n  return lambda *a: f(*a)\n@deco\ndef handler(e, c): return 5", 5),
@@ -965,8 +967,9 @@ async def test_an_execution_that_is_cancelled_at_any_moment_of_its_sandboxes_boo
         assert {frame["outcome"] for frame in found} == {"cancelled"}
         driver.send("ack", acks=names)
     agent = engine._agents[driver.name]._process.get_pid()
+    children = Path(f"/proc/{agent}/task/{agent}/children")
     async with asyncio.timeout(SOON_S):
-        while len(Path(f"/proc/{agent}/task/{agent}/children").read_text().split()) > LIMITS["preboot"]:
+        while len(read(children).split()) > LIMITS["preboot"]:
             await asyncio.sleep(0.01)
 
 

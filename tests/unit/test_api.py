@@ -272,7 +272,7 @@ def test_a_session_is_made_read_extended_and_ended(client: httpx.Client) -> None
     made = client.post("/v1/sessions", json=body)
     assert (made.status_code, made.headers["Location"]) == (201, "/v1/sessions/mine")
     facts = made.json()
-    assert set(facts) == {field for field in models.Session.__struct_fields__}
+    assert set(facts) == set(models.Session.__struct_fields__)
     assert (facts["template"], facts["network"], facts["executions"]) == ("python", "none", 0)
     assert facts["source"] in ("warm", "cold")
     assert (facts["metadata"], facts["idle_timeout_s"]) == ({"team": "a"}, 50)
@@ -339,7 +339,7 @@ def test_an_execution_is_answered_in_full_and_can_be_read_again(client: httpx.Cl
     answer = client.post(f"{session}/executions", json=body)
     assert answer.status_code == 200
     execution = answer.json()
-    assert set(execution) == {field for field in models.Execution.__struct_fields__}
+    assert set(execution) == set(models.Execution.__struct_fields__)
     assert (execution["outcome"], execution["exit_code"], execution["stdout"]) == ("ok", 0, "in\n")
     assert execution["value"] == [{"a": 1}, execution["id"]]
     assert execution["usage"]["max_rss_bytes"] > MIB
@@ -494,7 +494,7 @@ def test_the_documentation_is_a_page(client: httpx.Client) -> None:
 
 # --- metrics
 
-CLOSED = {
+CLOSED: dict[str, set[str]] = {
     "language": set(models.LANGUAGES),
     "outcome": set(models.OUTCOMES),
     "source": {"warm", "cold"},

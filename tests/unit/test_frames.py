@@ -281,13 +281,12 @@ LYING: list[tuple[str, list[dict[str, Any]], str]] = [
     ("output twice", [output(), output()], "out of order"),
     ("more output than allowed", [output(data=b"x" * (3 * OUTPUT_LIMIT + 1))], "above the limit"),
     ("too much in pieces", [output(seq, b"x" * OUTPUT_LIMIT) for seq in (1, 2, 3, 4)], "above the limit"),
-    ("a result before its output", [ENDED | {"seq": 1}], "a result before its output"),
+    ("a result before its output", [ENDED | {"seq": 1}], "out of order"),
     ("a result of an unknown execution", [ENDED | {"id": "e2"}], "an execution that does not run"),
     ("output after the result", [ENDED, output()], "an execution that does not run"),
     ("a second result", [ENDED, ENDED], "an execution that does not run"),
     ("a pong without a ping", [{"type": "pong", "number": 7}], "nobody asked for"),
     ("a second hello", [as_dict(HELLO)], "nobody asked for"),
-    ("a second bound", [{"type": "bound", "session": "s1"}], "nobody asked for"),
     ("a fault", [{"type": "fault", "message": "it burns"}], "it burns"),
 ]
 
@@ -386,6 +385,14 @@ async def test_a_container_that_is_bound_elsewhere_is_refused(monkeypatch: pytes
     with pytest.raises(ContainerLost, match="another session"):
         await scene.start()
     assert scene.lost == ["the agent is bound to another session"]
+
+
+async def test_a_bound_that_nobody_asked_for_loses_the_container() -> None:
+    scene = Scene()
+    await scene.container.start(scene.stage, {})
+    scene.agent.say("bound", session="s1")
+    await asyncio.sleep(0)
+    assert scene.lost == ["the agent sent a frame that nobody asked for"]
 
 
 async def test_heartbeats_are_counted_and_one_ping_is_out_at_a_time(scene: Scene) -> None:

@@ -177,6 +177,17 @@ def test_a_line_without_end_costs_no_more_than_its_limit(head: bytes, end: bytes
     assert ear.reasons == ["the agent sent a frame that is too long"]
 
 
+def test_a_line_without_end_costs_no_more_before_the_channel_is_in_step() -> None:
+    ear = Ear()
+    ear.channel.in_step = False
+    piece = b"x" * READ_SIZE
+    with memory_below(MEMORY):
+        for _ in range(256):
+            ear.channel.received(piece)
+    ear.channel.received(b'\n{"type":"pong","number":1}\n')
+    assert (ear.frames, ear.reasons) == (1, [])
+
+
 @pytest.mark.parametrize(
     ("line", "count"),
     [
@@ -266,9 +277,12 @@ class Scene:
         """Start, execute, then receive the chunks in place of what the agent would say."""
         await self.container.start(self.stage, {})
         agent = self.stage.agents[SPEC.name]
-        await self.container.bind("s")
+        await self.container.bind("s", {})
         tasks = [
-            asyncio.create_task(self.container.execute(eid, {}, deadline_s=30, sink=self.sink(eid))) for eid in RUNNING
+            asyncio.create_task(
+                self.container.execute(eid, {}, note={}, deadline_s=30, sink=self.sink(eid), hold=False)
+            )
+            for eid in RUNNING
         ]
         while len(agent.executed) < len(RUNNING):
             await asyncio.sleep(0)
@@ -285,7 +299,7 @@ class Scene:
         self.container.beat()
         self.container.cancel("e1")
         with pytest.raises(SandboxError):
-            await self.container.execute("e9", {}, deadline_s=30, sink=self.sink("e1"))
+            await self.container.execute("e9", {}, note={}, deadline_s=30, sink=self.sink("e1"), hold=False)
 
 
 @given(lines=st.lists(LINES, max_size=10), sizes=CHUNKS)

@@ -53,7 +53,7 @@ REFUSED = EngineError("The engine failed to `start`: no")
 
 
 class House:
-    """What `Service` puts together, on another engine."""
+    """What `Orchestrator` puts together, on another engine."""
 
     def __init__(self, inner: Engine | None = None, *, more: dict[str, Recipe] | None = None, **settings: Any) -> None:
         self.settings = Settings(**(QUIET | settings))
@@ -423,7 +423,7 @@ async def test_two_hundred_creates_at_once_never_exceed_the_containers_that_are_
             house.sessions.end(session, "closed")
         await until(lambda: len(house.engine.removed) >= 8)
         await house.until_full()
-        assert await house.create("again")
+        assert (await house.create("again")).source == "warm"
     assert house.engine.peak <= 8
 
 
@@ -707,14 +707,12 @@ async def test_the_container_is_destroyed_when_the_agent_gives_no_result_in_time
 
 async def test_a_one_shot_has_a_container_of_its_own_which_is_gone_afterwards() -> None:
     async with House().running() as house:
-        names: set[str] = set()
-        for _ in range(3):
+        for number in range(3):
             execution = await house.sessions.execute_once(OneShotRequest(code=""))
             assert execution.outcome == "ok"
-            await until(lambda: len(house.engine.removed) > len(names))
-            names = set(house.engine.removed)
+            await until(lambda: len(house.engine.removed) > number)  # noqa: B023 - awaited here
             await house.until_full()
-        assert len(names) == 3
+        assert len(set(house.engine.removed)) == 3
         assert house.sessions.held == {}
         assert not house.sessions.one_shots
         assert len(house.stage.agents) == 2

@@ -49,7 +49,7 @@ TABLE = [
     ("RECONCILE_SECONDS", "5", "0", "a number above 0"),
     ("GRACE_SECONDS", "5", "0", "a number above 0"),
     ("DRAIN_SECONDS", "20", "0", "a number above 0"),
-    ("ON_EXIT", "remove", "forget", "one of remove"),
+    ("ON_EXIT", "remove", "forget", "one of remove, keep"),
     ("LOG_LEVEL", "info", "INFO", "one of debug, info, warning, error"),
     ("LOG_FORMAT", "auto", "text", "one of auto, json, console"),
 ]
