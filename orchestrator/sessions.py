@@ -19,6 +19,7 @@ from orchestrator.errors import (
     SessionEnded,
     SessionExists,
     SessionNotFound,
+    Unavailable,
     UnknownTemplate,
 )
 from orchestrator.executions import Note, Record, job_of, lambda_context, note_of
@@ -170,7 +171,7 @@ class Sessions:
         record = Record(f"e{secrets.token_hex(10)}", sid, note)
         task = self._begin(session, record, self._run(session, record, request))
         try:
-            await asyncio.shield(task)
+            await self._wait(task)
         except asyncio.CancelledError:
             if key is None and not self.keeping:
                 self._cancel(session, record)
@@ -216,6 +217,7 @@ class Sessions:
         if tasks := list(self._tasks):
             await asyncio.wait(tasks, timeout=timeout_s)
         if self.keeping:
+            await self._leave()
             return
         for session in self.held.values():
             for eid in session.running:
@@ -235,40 +237,58 @@ class Sessions:
     # --- parts
 
     def _begin(self, session: Session, record: Record, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
+        def finish(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if not task.cancelled():  # else it goes on, and the session with it
+                session.finish(record)
+
         task = asyncio.create_task(work)
         session.add(record, task)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(finish)
         return task
 
+    async def _leave(self) -> None:
+        """Let go of what runs, for the next orchestrator; nobody listens to the containers from here on."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        for session in self.held.values():
+            session.container.close("the service ended")
+        if tasks:
+            await asyncio.wait(tasks)
+
     async def _run(self, session: Session, record: Record, request: ExecutionRequest) -> None:
-        try:
-            async with session.gate:
-                session.used = time.monotonic()
-                if record.facts.outcome is None:
-                    await self._execute(record, session.container, request, session.env)
-                else:  # cancelled while it queued
-                    record.duration_s = time.monotonic() - record.begun
-                    self._account(record)
-        finally:
-            session.finish(record)
+        async with session.gate:
+            session.used = time.monotonic()
+            if record.facts.outcome is None:
+                await self._execute(record, session.container, request, session.env)
+            else:  # cancelled while it queued
+                record.duration_s = time.monotonic() - record.begun
+                self._account(record)
 
     async def _resume(self, session: Session, record: Record, *, done: bool) -> None:
-        try:
-            # It had its turn before: it counts while it runs, and never waits.
-            async with nullcontext() if done or session.gate.locked() else session.gate:
-                await record.resume(session.container, grace_s=self._settings.grace_seconds)
-                self._account(record)
-        finally:
-            session.finish(record)
+        # It had its turn before: it counts while it runs, and never waits.
+        async with nullcontext() if done or session.gate.locked() else session.gate:
+            await record.resume(session.container, grace_s=self._settings.grace_seconds)
+            self._account(record)
 
     async def _repeat(self, session: Session, record: Record, note: Note) -> models.Execution:
         """Answer a request that was sent before with the same key."""
         if record.note.digest != note.digest:
             raise KeyReused(f"The Idempotency-Key {note.key} was used for another request: choose a new one")
         if (task := session.running.get(record.id)) is not None:
-            await asyncio.shield(task)
+            await self._wait(task)
         return record.facts
+
+    async def _wait(self, task: asyncio.Task[None]) -> None:
+        """Wait for an execution to end. Unavailable when it is left to the next orchestrator."""
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled():
+                raise Unavailable("The service is ending, its sessions go on: ask again", retry_after_s=5) from None
+            raise
 
     async def _execute(
         self, record: Record, container: Container, request: ExecutionRequest, env: dict[str, str]
@@ -280,7 +300,8 @@ class Sessions:
         try:
             await record.run(container, job, grace_s=self._settings.grace_seconds)
         finally:
-            self._account(record)
+            if facts.outcome is not None or not self.keeping:  # else it goes on
+                self._account(record)
 
     def _account(self, record: Record) -> None:
         facts = record.facts

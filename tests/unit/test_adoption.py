@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 from orchestrator.channel import Channel
 from orchestrator.container import AGENT_VERSION, HELD, Container
 from orchestrator.engine import Spec
-from orchestrator.errors import ContainerLost, EngineError, ExecutionNotFound, KeyReused, SessionNotFound
+from orchestrator.errors import ContainerLost, EngineError, ExecutionNotFound, KeyReused, SessionNotFound, Unavailable
 from orchestrator.frames import LINE_LIMIT, AnyAgentFrame, Result
 from orchestrator.metrics import Metrics
 from orchestrator.models import Execution, ExecutionRequest, SessionPatch, SessionRequest
@@ -281,10 +281,10 @@ class House:
         self.settings = Settings(**(given | {"heartbeat_seconds": NEVER_S} | settings))
         self.stage = stage or Stage()
         self.engine = FakeEngine(self.stage)
-        metrics = Metrics(CollectorRegistry())
+        self.metrics = Metrics(CollectorRegistry())
         self.pools = {name: Pool(recipe, self.wake) for name, recipe in recipes(self.settings).items()}
-        self.reconciler = Reconciler(self.settings, self.engine, self.pools, metrics)
-        self.sessions = Sessions(self.settings, self.pools, metrics, self.reconciler.discard)
+        self.reconciler = Reconciler(self.settings, self.engine, self.pools, self.metrics)
+        self.sessions = Sessions(self.settings, self.pools, self.metrics, self.reconciler.discard)
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator["House"]:
@@ -534,3 +534,49 @@ async def test_a_key_belongs_to_its_session() -> None:
         request = ExecutionRequest(code="1")
         one, two = [await house.sessions.execute(sid, request, key="k") for sid in ("one", "two")]
         assert one.id != two.id
+
+
+# --- the end of a service that keeps its sessions
+
+
+async def test_who_waits_is_told_to_ask_again_and_what_runs_is_left_to_the_next() -> None:
+    async with House(on_exit="keep", session_executions=1).running() as first:
+        session = await first.create()
+        agent = first.agent()
+        agent.holding = True
+        tasks = [first.execute("1", key="k"), first.execute("1", key="k"), first.execute("2")]
+        await until(lambda: len(session.records) == 2 and agent.executed)
+        [eid] = agent.executed
+        await first.sessions.drain(0.01)
+        for answer in await asyncio.gather(*tasks, return_exceptions=True):
+            assert isinstance(answer, Unavailable)
+            assert answer.retry_after_s is not None
+        agent.output(eid, b"said to nobody\n")
+        await settle()
+        assert session.container.lost_reason is None
+        assert session.records[eid].facts.outcome is None
+        assert session.overdue(time.monotonic() + NEVER_S**2) is None, "what goes on keeps its session"
+        assert agent.heard.count("cancel") == 0
+        assert agent.executed == [eid], "what had waited for its turn never gets it"
+        assert first.metrics.value("sandbox_execution_duration_seconds_count", language="python", outcome="lost") == 0
+        await first.reconciler.clear(keep=[session.container])
+        assert list(first.stage.agents) == [session.container.name]
+    async with House(first.stage).running() as second:
+        repeat = second.execute("1", key="k")
+        await settle()
+        agent.finish(eid)
+        assert ((await repeat).id, (await repeat).stdout) == (eid, "said to nobody\n")
+
+
+async def test_what_ends_in_time_is_answered_although_the_service_ends() -> None:
+    async with House(on_exit="keep").running() as house:
+        await house.create()
+        agent = house.agent()
+        agent.holding = True
+        running = house.execute()
+        await until(lambda: agent.executed)
+        draining = asyncio.create_task(house.sessions.drain(SOON_S))
+        await settle()
+        agent.finish(agent.executed[0])
+        await draining
+        assert (await running).outcome == "ok"
