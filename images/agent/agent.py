@@ -51,6 +51,7 @@ class Agent:
         self._executions: dict[str, Execution] = {}
         self._parts: dict[str, list[bytes]] = {}
         self._stock: list[Launcher | Seatbelt] = []
+        self._booting: Launcher | Seatbelt | None = None
         self._sweeps: list[Iterator[None]] = []
 
     def run(self) -> None:
@@ -164,18 +165,28 @@ class Agent:
     def _done(self, execution: Execution) -> None:
         if execution.launcher is not None:
             self._sweep(execution.launcher.scratch)
+            if execution.launcher is self._booting:
+                self._booting = None
         self._loop.call_later(0, self._refill)
 
     def _refill(self) -> None:
-        while len(self._stock) < self._limits.preboot:
-            try:
-                launcher = self._boot()
-            except OSError as error:
-                print(f"no sandbox could be started: {error}", file=sys.stderr)
-                self._loop.call_later(BOOT_RETRY_S, self._refill)
-                return
-            launcher.on_end = lambda end, launcher=launcher: self._lost(launcher, end.message)  # type: ignore[misc]
-            self._stock.append(launcher)
+        """Boot the next sandbox, one after the other: boots that share the CPU are all late, this way one is early."""
+        if len(self._stock) >= self._limits.preboot or self._booting is not None:
+            return
+        try:
+            launcher = self._boot()
+        except OSError as error:
+            print(f"no sandbox could be started: {error}", file=sys.stderr)
+            self._loop.call_later(BOOT_RETRY_S, self._refill)
+            return
+        self._booting = launcher
+        launcher.on_ready = self._booted
+        launcher.on_end = lambda end: self._lost(launcher, end.message)
+        self._stock.append(launcher)
+
+    def _booted(self) -> None:
+        self._booting = None
+        self._loop.call_later(0, self._refill)
 
     def _boot(self) -> Launcher | Seatbelt:
         if sys.platform == "darwin":
@@ -189,6 +200,8 @@ class Agent:
         """A waiting sandbox died: say why, and boot another after a pause."""
         print(f"a waiting sandbox ended: {message}", file=sys.stderr)
         self._stock.remove(launcher)
+        if launcher is self._booting:
+            self._booting = None
         self._sweep(launcher.scratch)
         self._loop.call_later(BOOT_RETRY_S, self._refill)
 

@@ -50,10 +50,10 @@ def boot():
     """Wait for the job. The launcher has limited this process before it hands the job over."""
     _thread.stack_size(1 << 20)  # as many threads as processes are allowed fit the data limit
     posix.closerange(JOB_FD + 1, 64)
-    sys.path[:0] = [posix.getcwd()]  # the workspace
-    sys.path.append("/usr/lib/python3/dist-packages")
     import_site_builtins()
     warm_up()
+    sys.path[:0] = [posix.getcwd()]  # the workspace; nothing is imported from there before the job comes
+    sys.path.append("/usr/lib/python3/dist-packages")
     posix.write(VALUE_FD, READY)
     chunks = []
     while chunk := posix.read(JOB_FD, 65536):

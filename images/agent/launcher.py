@@ -68,7 +68,9 @@ class Launcher:
     """
 
     def __init__(self, loop: Loop, layout: Layout, seccomp: bytes, rlimits: dict[int, int], *, bwrap: str) -> None:
+        self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[End], None] = lambda _end: None
+        self.scratch = layout.make_scratch()
         self.program = Program(loop, self._become_ready)
         self._loop = loop
         self._layout = layout
@@ -78,13 +80,13 @@ class Launcher:
         self._ended_at: float | None = None
         self._exit_code: int | None = None
         self._signal: int | None = None
+        self._pid: int | None = None
         self._init_pid: int | None = None
         self._init_fd = self._status_fd = self._program_fd = CLOSED
         self._boot_cpu_s = 0.0
         self._killed_usage: list[tuple[float, int]] = []
         self._status = b""
         self._dying = False
-        self.scratch = layout.make_scratch()
         self._spawn(bwrap, layout.arguments(self.scratch), seccomp)
 
     def start(self, job: dict[str, Any], stdin: bytes) -> None:
@@ -122,6 +124,10 @@ class Launcher:
         except OSError:
             self.program.abandon()
             os.close(self._status_fd)
+            if self._pid is not None:  # it waits for its arguments: nothing is below it
+                os.kill(self._pid, signal.SIGKILL)
+                wait(self._pid)
+            self._layout.unmake_scratch(self.scratch)
             raise
         finally:
             for fd in (*own.values(), our_args, our_seccomp):
@@ -172,6 +178,7 @@ class Launcher:
             return
         if self._order is not None:
             self._hand_over()
+        self.on_ready()
 
     def _hand_over(self) -> None:
         assert self._order is not None

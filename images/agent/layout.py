@@ -8,6 +8,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 PROC_FILES = (
@@ -55,9 +56,20 @@ class Layout:
         """Make the directories that become /tmp and /dev/shm of one execution; return their number."""
         self._numbers += 1
         own = f"{self.scratch}/{self._numbers}"
-        for path in (own, f"{own}/tmp", f"{own}/shm"):
-            os.mkdir(path, 0o700)
+        try:
+            for path in (own, f"{own}/tmp", f"{own}/shm"):
+                os.mkdir(path, 0o700)
+        except OSError:
+            self.unmake_scratch(self._numbers)
+            raise
         return self._numbers
+
+    def unmake_scratch(self, number: int) -> None:
+        """Remove what `make_scratch` made, for an execution that was not started."""
+        own = f"{self.scratch}/{number}"
+        for path in (f"{own}/shm", f"{own}/tmp", own):
+            with suppress(FileNotFoundError):
+                os.rmdir(path)
 
     def remove_scratch(self, number: int) -> Iterator[None]:
         """Remove one execution's directories, step by step: the tree may be huge, deep or locked."""

@@ -43,12 +43,13 @@ class Seatbelt:
     """One sandboxed interpreter, booted ahead, given one job: used as a `Launcher` is."""
 
     def __init__(self, loop: Loop, layout: Layout, *, files: int, file_bytes: int, command: str) -> None:
+        self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[End], None] = lambda _end: None
+        self.scratch = layout.make_scratch()
         self.program = Program(loop, self._become_ready)
         self._loop = loop
         self._order: tuple[dict[str, Any], bytes] | None = None
         self._started_at: float | None = None
-        self.scratch = layout.make_scratch()
         limits = LIMITED.format(files=files, blocks=file_bytes // BLOCK)
         tmp = layout.scratch / str(self.scratch) / "tmp"
         self._spawn(["/bin/sh", "-c", limits, "sh", command, *confinement(layout, tmp)], layout.workspace, tmp)
@@ -90,6 +91,7 @@ class Seatbelt:
     def _become_ready(self) -> None:
         if self._order is not None:
             self.program.feed(*self._order)
+        self.on_ready()
 
     def _finish(self) -> None:
         """The interpreter is dead: kill what it left in its group, then collect."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.attack import engine_away, neighbours, process, trouble, untrue
+from tests.attack import beyond, engine_away, neighbours, process, trouble, untrue
 from tests.attack.cases import Case, Later, NotApplicable
 from tests.attack.live import Live
 
@@ -31,6 +31,7 @@ PLAYS: dict[str, Play] = {
     "shr-04": neighbours.secrets_kept,
     "shr-05": neighbours.fresh_scratch,
     "shr-06": neighbours.noise,
+    **beyond.PLAYS,
 }
 LATER = {
     "life-05": "stopping dockerd needs an engine of its own: `make chaos`",

@@ -8,13 +8,13 @@ import docker
 import pytest
 from docker.utils import kwargs_from_env
 
-from tests.attack import code, controls
+from tests.attack import beyond, code, controls
 from tests.attack.after import Scene, watched
 from tests.attack.cases import Case, Failed, load
 from tests.attack.live import Live, serve
 from tests.attack.run import judge
 
-CASES = load()
+CASES = [*load(), *beyond.CASES]
 SLOW = {"api-14", "life-08", "life-09", "life-19", "shr-06"}  # long even when short: only `make attack` has them
 CONTROLS = ["ns-04", "fs-02", "priv-01", "net-05"]  # three that escape from a plain container, one that does not
 
