@@ -1,6 +1,7 @@
 """The service's own end and start: killed, ended, started twice."""
 
 import contextlib
+import shutil
 import signal
 import threading
 import time
@@ -110,6 +111,7 @@ def refused(second: Live, instance: str) -> None:
         second.process.kill()  # an ordinary end would remove the first one's containers
         second.process.wait()
     second.client.close()
+    shutil.rmtree(second.folder)  # not `close`: it would remove the first one's containers
     check(code is not None, "a second service of the same instance runs")
     check(code != 0 and instance in text, f"the second service ended with {code} and said {text[-200:]!r}")
 
