@@ -75,7 +75,7 @@ class Sessions:
             session = new(sid, container, request, source, limit=self._settings.session_executions, **life)
             try:
                 await container.bind(sid, session.kept())
-            except BaseException:
+            except BaseException:  # cancelled as well: no container is left behind
                 self._discard(container, "bind_failed")
                 raise
             self.held[sid] = session

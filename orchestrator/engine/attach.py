@@ -114,7 +114,7 @@ async def attach(
         _, attachment = await loop.create_connection(protocol, *address, ssl=tls)
     try:
         await attachment.opened
-    except BaseException:
+    except BaseException:  # cancelled as well: no connection is left behind
         attachment.close()
         raise
     return attachment

@@ -107,7 +107,7 @@ class DockerEngine:
         wire = await self.attach(spec.name, receiver)
         try:
             await self._call("start", lambda: self._api.start(spec.name))
-        except BaseException:
+        except BaseException:  # cancelled as well: no stream is left behind
             wire.close()
             raise
         return wire
