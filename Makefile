@@ -4,7 +4,7 @@ IMAGES := python data orchestrator
 SHELL := /bin/bash
 
 # Find or make an engine and have the images in it; the rest of the recipe's shell then knows DOCKER_HOST.
-with_engine = host=$$(scripts/engine.sh $(1)) && export "$$host" && $(BIN)/python images/build.py $(IMAGES)
+with_engine = host=$$(scripts/engine.sh $(1)) && export "$$host" && $(BIN)/python images/build.py --tag $${SANDBOX_TEST_TAG:-latest} $(IMAGES)
 
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar off
 # Every tenth package, and all from the first error on.

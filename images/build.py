@@ -40,14 +40,15 @@ class BuildError(Exception):
 
 def main() -> int:
     """Build the named images and what they stand on; return the exit code."""
-    parser = argparse.ArgumentParser(description="Build sandbox-NAME:latest from images/NAME/Dockerfile.")
+    parser = argparse.ArgumentParser(description="Build sandbox-NAME:TAG from images/NAME/Dockerfile.")
     parser.add_argument("names", nargs="+", metavar="NAME")
     parser.add_argument("--fresh", action="store_true", help="renew the base and all packages")
+    parser.add_argument("--tag", default="latest", help="another tag, for two checkouts that share an engine")
     options = parser.parse_args()
     try:
         engine = docker.APIClient(**kwargs_from_env(), version="auto", timeout=BUILD_SILENCE_S)
         for name in options.names:
-            build(engine, name, fresh=options.fresh)
+            build(engine, name, options.tag, fresh=options.fresh)
     except BuildError as error:
         print(f"images: {error}", file=sys.stderr)
         return 1
@@ -57,16 +58,16 @@ def main() -> int:
     return 0
 
 
-def build(engine: docker.APIClient, name: str, *, fresh: bool) -> dict[str, Any]:
-    """Make `sandbox-NAME:latest`, unless it is there and made of the same; return what the engine tells about it."""
+def build(engine: docker.APIClient, name: str, version: str, *, fresh: bool) -> dict[str, Any]:
+    """Make `sandbox-NAME:VERSION`, unless it is there and made of the same; return what the engine tells about it."""
     dockerfile = IMAGES / name / "Dockerfile"
     if not dockerfile.is_file():
         known = ", ".join(sorted(path.parent.name for path in IMAGES.glob("*/Dockerfile")))
         raise BuildError(f"images/{name}/Dockerfile does not exist; the images are: {known}")
-    base, base_id = find_base(engine, dockerfile, fresh=fresh)
+    base, base_id = find_base(engine, dockerfile, version, fresh=fresh)
     place, context = pack(name)
     digest = hashlib.sha256(f"{base} {base_id} ".encode() + context).hexdigest()
-    tag = f"sandbox-{name}:latest"
+    tag = f"sandbox-{name}:{version}"
     image = inspect(engine, tag)
     if not fresh and image and (image["Config"]["Labels"] or {}).get(BUILD_LABEL) == digest:
         say(f"{tag} is up to date")
@@ -96,7 +97,7 @@ def build(engine: docker.APIClient, name: str, *, fresh: bool) -> dict[str, Any]
     return image
 
 
-def find_base(engine: docker.APIClient, dockerfile: Path, *, fresh: bool) -> tuple[str, str]:
+def find_base(engine: docker.APIClient, dockerfile: Path, version: str, *, fresh: bool) -> tuple[str, str]:
     """Have the image at hand that the Dockerfile stands on; return its tag and id."""
     default = re.search(r"^ARG BASE=(\S+)", dockerfile.read_text(), re.MULTILINE)
     if default is None:
@@ -104,7 +105,7 @@ def find_base(engine: docker.APIClient, dockerfile: Path, *, fresh: bool) -> tup
     tag = default[1]
     ours = re.fullmatch(r"sandbox-([a-z0-9-]+)(:latest)?", tag)
     if ours:
-        return tag, build(engine, ours[1], fresh=fresh)["Id"]
+        return f"sandbox-{ours[1]}:{version}", build(engine, ours[1], version, fresh=fresh)["Id"]
     debian = re.fullmatch(r"debian:([a-z]+)(-slim)?", tag)
     made_here = f"sandbox-base:{debian[1]}" if debian else None
     for candidate in () if fresh else (tag, made_here):

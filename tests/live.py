@@ -17,7 +17,9 @@ import httpx
 START_S = 60.0
 END_S = 30.0
 POLL_S = 0.05
-OURS = {"host": "127.0.0.1", "uid_base": "50000", "drain_seconds": "2", "log_format": "json"}
+TAG = os.environ.get("SANDBOX_TEST_TAG", "latest")  # of the images under test, where checkouts share an engine
+IMAGE = f"sandbox-python:{TAG}"
+OURS = {"image": IMAGE, "host": "127.0.0.1", "uid_base": "50000", "drain_seconds": "2", "log_format": "json"}
 
 
 class Live:

@@ -8,7 +8,7 @@ import docker.errors
 from docker.utils import kwargs_from_env
 
 from tests.attack.cases import Case
-from tests.attack.sight import IMAGE
+from tests.live import IMAGE
 
 LIMIT_S = 10.0
 POLL_S = 0.05

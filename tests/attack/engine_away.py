@@ -17,7 +17,8 @@ from tests.attack.after import quantile
 from tests.attack.cases import Failed, check
 from tests.attack.live import Live, serve, until
 from tests.attack.proxy import Proxy, proxied
-from tests.attack.sight import IMAGE, DockerSight
+from tests.attack.sight import DockerSight
+from tests.live import IMAGE
 
 HEALTH_S = 0.1
 CREATES_A_MINUTE = 10

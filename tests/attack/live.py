@@ -17,8 +17,8 @@ from typing import Any
 import httpx
 
 from tests.attack.cases import Failed, check
-from tests.attack.sight import IMAGE, DockerSight, LocalSight, Sight
-from tests.live import environment, free_port
+from tests.attack.sight import DockerSight, LocalSight, Sight
+from tests.live import IMAGE, environment, free_port
 
 ROOT = Path(__file__).parents[2]
 KEY = "the-key-of-the-attacks"

@@ -14,7 +14,6 @@ import docker
 import docker.errors
 from docker.utils import kwargs_from_env
 
-IMAGE = "sandbox-python:latest"
 INSTANCE_LABEL = "sandbox.instance"
 AGENT_MARKS = ("/opt/sandbox/agent", "/agent ")
 PAUSE_S = 0.15

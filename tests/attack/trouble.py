@@ -11,7 +11,8 @@ from typing import Any
 from tests.attack.after import container_of, quantile
 from tests.attack.cases import NotApplicable, check
 from tests.attack.live import PREBOOT, Json, Live, serve, until
-from tests.attack.sight import IMAGE, INSTANCE_LABEL, DockerSight, agent_of, host_processes, staying, zombies
+from tests.attack.sight import INSTANCE_LABEL, DockerSight, agent_of, host_processes, staying, zombies
+from tests.live import IMAGE
 
 REMOVAL_S = 30.0
 LOST_S = 2.0  # an execution whose container is gone ends within this time

@@ -21,7 +21,8 @@ from orchestrator.recipes import limits_of, recipes, spec_of
 from tests.attack.after import quantile
 from tests.attack.cases import Failed, check
 from tests.attack.live import FIRST_UID, Live, serve, until
-from tests.attack.sight import IMAGE, DockerSight
+from tests.attack.sight import DockerSight
+from tests.live import IMAGE
 
 HERE = Path(__file__).parent
 AGENT = "/opt/sandbox/agent/__main__.py"

@@ -15,9 +15,8 @@ import httpx
 import pytest
 from docker.models.containers import Container
 
-from tests.live import Live, free_port, serve, start
+from tests.live import IMAGE, Live, free_port, serve, start
 
-IMAGE = "sandbox-python:latest"
 UID_BASE = "54000"
 SOON_S = 20.0
 BACK_S = 10.0

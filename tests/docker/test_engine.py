@@ -15,9 +15,8 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from orchestrator.settings import Settings
-from tests.live import Live, free_port, serve, start
+from tests.live import IMAGE, Live, free_port, serve, start
 
-IMAGE = "sandbox-python:latest"
 MIB = 1 << 20
 SOON_S = 20.0
 POLL_S = 0.02
@@ -433,4 +432,4 @@ def test_the_services_own_log_has_no_fault(docker_service: Live) -> None:
 
 
 def test_the_defaults_fit_the_engine() -> None:
-    assert Settings().image == IMAGE
+    assert Settings().image == f"{IMAGE.partition(':')[0]}:latest"

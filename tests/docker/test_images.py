@@ -12,12 +12,12 @@ import docker
 import httpx
 import pytest
 
-from tests.live import Live, serve
+from tests.live import TAG, Live, serve
 
 KEY = secrets.token_hex(16)
-TEMPLATES = """
+TEMPLATES = f"""
 [data]
-image = "sandbox-data:latest"
+image = "sandbox-data:{TAG}"
 memory_kb = 524288
 """
 PROGRAMS = {
@@ -124,7 +124,7 @@ def test_the_service_image_serves_without_root_or_capabilities_on_a_read_only_ro
     path = path if path.startswith("/") else os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")[7:]
     instance = f"test-image-{os.getpid()}"
     container = api.containers.run(
-        "sandbox-orchestrator:latest",
+        f"sandbox-orchestrator:{TAG}",
         detach=True,
         read_only=True,
         tmpfs={"/tmp": ""},
