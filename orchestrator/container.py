@@ -3,9 +3,9 @@
 import asyncio
 import secrets
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, get_args
 
 from orchestrator import frames, isolation
 from orchestrator.channel import Channel
@@ -13,8 +13,10 @@ from orchestrator.engine import Engine, Spec
 from orchestrator.errors import ContainerLost, EngineError, IsolationError
 from orchestrator.frames import Result
 from orchestrator.models import Stream
+from orchestrator.streams import Streams
 
-AGENT_VERSION = 2
+AGENT_VERSION = 3
+ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 HELD = 8  # results that the agent of one container holds beyond their arrival
 Sink = Callable[[Stream, bytes], None]
 
@@ -22,13 +24,13 @@ Sink = Callable[[Stream, bytes], None]
 class _Run:
     """An execution that the agent works on; `seq` counts the output frames that arrived."""
 
-    __slots__ = ("done", "seq", "sink", "size")
+    __slots__ = ("done", "seq", "sink", "sizes")
 
     def __init__(self, sink: Sink) -> None:
         self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.sink = sink
         self.seq = 0
-        self.size = 0
+        self.sizes: Counter[Stream] = Counter()
 
 
 class Container:
@@ -44,8 +46,9 @@ class Container:
         self.ready_at = 0.0
         self.missed_beats = 0
         self._on_lost = on_lost
-        self._output_limit = 3 * output_limit  # three streams
+        self._output_limits = dict.fromkeys(get_args(Stream), output_limit) | {"artifact": ARTIFACT_BYTES}
         self._channel = Channel(self._on_frame, self._lose)
+        self.streams = Streams(self._channel)
         self._runs: dict[str, _Run] = {}
         self._adopted: frozenset[str] = frozenset()
         self._hello: asyncio.Future[frames.Hello] | None = None
@@ -171,15 +174,17 @@ class Container:
             case frames.Output():
                 run = self._run(frame.id)
                 if run is not None and self._is_next(frame, run.seq + 1):
-                    run.size += len(frame.data)
+                    run.sizes[frame.stream] += len(frame.data)
                     run.seq += 1
-                    if run.size > self._output_limit:
+                    if run.sizes[frame.stream] > self._output_limits[frame.stream]:
                         raise ContainerLost("the agent sent output above the limit")
                     run.sink(frame.stream, frame.data)
             case frames.Result():
                 run = self._run(frame.id)
                 if run is not None and self._is_next(frame, run.seq):
                     run.done.set_result(frame)
+            case frames.Open() | frames.Data() | frames.Credit() | frames.Finish() | frames.Close():
+                self.streams.take(frame)
             case frames.Pong() if frame.number == self._pings:
                 self._pongs = self._pings
             case frames.Hello() if self._hello is not None and not self._hello.done():
@@ -217,6 +222,7 @@ class Container:
             self._on_lost(self)
 
     def _fail(self, reason: str) -> None:
+        self.streams.fail(reason)
         waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.values()]
         waiting += [future for future in (self._hello, self._bound) if future is not None]
         for future in waiting:

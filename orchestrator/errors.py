@@ -51,6 +51,10 @@ class TimeoutAboveCap(InvalidRequest):
     code, title = "timeout_above_cap", "Timeout above the cap"
 
 
+class InvalidPath(InvalidRequest):
+    code, title = "invalid_path", "Invalid path"
+
+
 class Unauthorized(SandboxError):
     code, status, title = "unauthorized", 401, "Unauthorized"
 
@@ -65,6 +69,20 @@ class SessionNotFound(NotFound):
 
 class ExecutionNotFound(NotFound):
     code, title = "execution_not_found", "Execution not found"
+
+
+class FileNotFound(NotFound):
+    code, title = "file_not_found", "File not found"
+
+
+class FileDenied(SandboxError):
+    code, status, title = "file_denied", 403, "File denied"
+
+
+class FileConflict(SandboxError):
+    """What is at a path is not what the request needs there."""
+
+    code, status, title = "file_conflict", 409, "File conflict"
 
 
 class MethodNotAllowed(SandboxError):
@@ -85,6 +103,22 @@ class KeyReused(SandboxError):
 
 class BodyTooLarge(SandboxError):
     code, status, title = "body_too_large", 413, "Body too large"
+
+
+class FileTooLarge(SandboxError):
+    code, status, title = "file_too_large", 413, "File too large"
+
+
+class WorkspaceFull(SandboxError):
+    code, status, title = "workspace_full", 413, "Workspace full"
+
+
+class RangeNotSatisfiable(SandboxError):
+    code, status, title = "range_not_satisfiable", 416, "Range not satisfiable"
+
+
+class InvalidArchive(SandboxError):
+    code, status, title = "invalid_archive", 422, "Invalid archive"
 
 
 class UnsupportedMediaType(SandboxError):

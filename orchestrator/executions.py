@@ -2,6 +2,7 @@
 
 import hashlib
 import time
+from collections import defaultdict
 from collections.abc import Awaitable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,8 +11,8 @@ import msgspec
 
 from orchestrator.container import Container
 from orchestrator.errors import ContainerLost
-from orchestrator.frames import Result
-from orchestrator.models import Execution, ExecutionError, ExecutionRequest, Language, Outcome, Stream, Usage
+from orchestrator.frames import Described, Result
+from orchestrator.models import Artifact, Execution, ExecutionError, ExecutionRequest, Language, Outcome, Stream, Usage
 
 
 class _Report(msgspec.Struct, forbid_unknown_fields=True):
@@ -23,6 +24,9 @@ class _Report(msgspec.Struct, forbid_unknown_fields=True):
 
 class _RawReport(msgspec.Struct):
     value: msgspec.Raw
+
+
+_described = msgspec.json.Decoder(Described).decode
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,7 +45,7 @@ class Record:
         started_at = datetime.now(UTC) - timedelta(seconds=age_s)
         self.facts = Execution(id=eid, session_id=session_id, started_at=started_at, language=note.language)
         self.note = note
-        self._streams: dict[Stream, bytearray] = {"stdout": bytearray(), "stderr": bytearray(), "value": bytearray()}
+        self._streams: defaultdict[Stream, bytearray] = defaultdict(bytearray)
         self.begun = time.monotonic() - age_s
         self.duration_s = 0.0
         self.sent = False
@@ -91,6 +95,8 @@ class Record:
         facts.signal = result.signal
         facts.truncated = result.truncated
         facts.usage = Usage(wall_s=result.wall_s, cpu_s=result.cpu_s, max_rss_bytes=result.max_rss_bytes)
+        if artifacts := self._streams.get("artifact"):
+            facts.artifacts = artifacts_of(artifacts)
         self._show_output()
         outcome: Outcome = result.outcome
         if outcome in ("ok", "error"):
@@ -168,6 +174,14 @@ def lambda_context(eid: str, session_id: str, *, memory_kb: int) -> dict[str, An
         "log_stream_name": f"{datetime.now(UTC):%Y/%m/%d}/[$LATEST]{eid}",
         "invoked_function_arn": f"arn:aws:lambda:local:000000000000:function:{session_id}",
     }
+
+
+def artifacts_of(lines: bytearray) -> list[Artifact]:
+    """Return what the agent named as artifacts; ContainerLost when that makes no sense."""
+    try:
+        return [_described(line).artifact() for line in lines.splitlines()]
+    except msgspec.DecodeError as error:
+        raise ContainerLost(f"the agent told something impossible of a file: {error}") from None
 
 
 def text_of(data: bytes | bytearray) -> tuple[str, bool]:

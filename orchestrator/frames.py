@@ -5,18 +5,20 @@ is hostile input: a frame that does not fit these structs ends its container.
 """
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import Meta
 
 from orchestrator.errors import ContainerLost
-from orchestrator.models import Outcome, Stream
+from orchestrator.models import Artifact, File, Outcome, Stream
 
 LINE_LIMIT = 64 * 1024
 PART = 32 * 1024  # raw bytes in one part frame; base64 keeps it below LINE_LIMIT
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
+Sid = Annotated[str, Meta(max_length=16)]  # of a stream
 Eid = Annotated[str, Meta(max_length=64)]
 
 
@@ -88,7 +90,68 @@ class Fault(AgentFrame, frozen=True):
     message: str
 
 
-AnyAgentFrame = Hello | Bound | Output | Result | Pong | Fault
+class Open(AgentFrame, frozen=True):
+    """The agent opens a byte stream, and grants `credit` bytes of it."""
+
+    id: Sid
+    kind: Annotated[str, Meta(max_length=32)]
+    credit: Count
+    facts: dict[str, Any]
+
+
+class Data(AgentFrame, frozen=True):
+    """Bytes of a stream; `data` is base64."""
+
+    id: Sid
+    data: bytes
+
+
+class Credit(AgentFrame, frozen=True):
+    """The agent takes so many bytes more of a stream."""
+
+    id: Sid
+    count: Count
+
+
+class Finish(AgentFrame, frozen=True):
+    """No more bytes of a stream come from the agent."""
+
+    id: Sid
+
+
+class Close(AgentFrame, frozen=True):
+    """The end of a stream: what came of it; or a `code` and a sentence for why nothing did."""
+
+    id: Sid
+    code: Annotated[str, Meta(max_length=64)] | None
+    message: Annotated[str, Meta(max_length=4096)]
+    facts: dict[str, Any]
+
+
+class Described(msgspec.Struct, frozen=True):
+    """A file as the agent describes it."""
+
+    path: str
+    type: Literal["file", "directory", "link", "other"]
+    size_bytes: Count
+    modified_s: Annotated[float, Meta(ge=0, le=1e11)]
+
+    @property
+    def modified_at(self) -> datetime:
+        """When its content was last changed."""
+        return datetime.fromtimestamp(self.modified_s, UTC)
+
+    def file(self) -> File:
+        """Return what a client sees."""
+        return File(path=self.path, type=self.type, size_bytes=self.size_bytes, modified_at=self.modified_at)
+
+    def artifact(self) -> Artifact:
+        """Return what a client sees of a file that an execution made or changed."""
+        return Artifact(path=self.path, size_bytes=self.size_bytes, modified_at=self.modified_at)
+
+
+AnyStreamFrame = Open | Data | Credit | Finish | Close
+AnyAgentFrame = Hello | Bound | Output | Result | Pong | Fault | Open | Data | Credit | Finish | Close
 _decoder = msgspec.json.Decoder(AnyAgentFrame)
 _encoder = msgspec.json.Encoder()
 
@@ -102,7 +165,7 @@ def decode(line: bytes | bytearray) -> AnyAgentFrame:
     return frame
 
 
-def encode(kind: str, **fields: Any) -> bytes:
+def encode(kind: str, /, **fields: Any) -> bytes:
     """Return a frame to the agent as a line."""
     return _encoder.encode({"type": kind, **fields}) + b"\n"
 

@@ -21,7 +21,7 @@ Language = Literal["python", "shell"]
 Outcome = Literal["ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost"]
 Source = Literal["warm", "cold"]
 EndReason = Literal["closed", "expired", "idle", "lost", "drained"]
-Stream = Literal["stdout", "stderr", "value"]
+Stream = Literal["stdout", "stderr", "value", "artifact"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost")
 LANGUAGES: tuple[Language, ...] = ("python", "shell")
 END_REASONS: tuple[EndReason, ...] = ("closed", "expired", "idle", "lost", "drained")
@@ -116,6 +116,51 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     max_rss_bytes: int
 
 
+class File(msgspec.Struct, frozen=True, kw_only=True):
+    """Something in the workspace; `path` counts from there. Only a file has a size. Bytes of its path that are not
+    UTF-8 became U+FFFD.
+    """
+
+    path: str
+    type: Literal["file", "directory", "link", "other"]
+    size_bytes: int
+    modified_at: datetime
+
+
+class FilePage(msgspec.Struct, frozen=True, kw_only=True):
+    """Files in the order of their paths; `next` continues after the last one."""
+
+    files: list[File]
+    next: str | None = None
+
+
+class NewDirectory(Request, frozen=True):
+    """What to make at a path: a directory, and those above it."""
+
+    type: Literal["directory"]
+
+
+class Move(Request, frozen=True):
+    """Where a file or directory is to be; what is there already is replaced only when `overwrite` says so."""
+
+    path: str
+    overwrite: bool = False
+
+
+class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
+    """How many files an archive had."""
+
+    files: int
+
+
+class Artifact(msgspec.Struct, frozen=True, kw_only=True):
+    """A file that an execution made or changed."""
+
+    path: str
+    size_bytes: int
+    modified_at: datetime
+
+
 class Execution(msgspec.Struct, kw_only=True):
     """One run of code or a command. `outcome` is null while it runs.
 
@@ -137,6 +182,7 @@ class Execution(msgspec.Struct, kw_only=True):
     truncated: list[Stream] = []
     replaced: list[Stream] = []
     usage: Usage | None = None
+    artifacts: list[Artifact] = []
 
 
 class ExecutionPage(msgspec.Struct, frozen=True, kw_only=True):

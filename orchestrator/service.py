@@ -19,6 +19,7 @@ from orchestrator.metrics import Metrics
 from orchestrator.pool import Pool
 from orchestrator.recipes import recipes
 from orchestrator.reconciler import Reconciler
+from orchestrator.session import Session
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
 
@@ -40,6 +41,10 @@ class Orchestrator:
     def not_ready(self) -> list[str]:
         """Return why no session is accepted now; empty when one is."""
         return (["the service is ending"] if self.sessions.admission.draining else []) + self.reconciler.faults()
+
+    def workspace_bytes(self, session: Session) -> int:
+        """Return how much a session's workspace holds."""
+        return self.pools[session.container.template].recipe.template.workspace_kb << 10
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

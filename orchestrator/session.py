@@ -3,6 +3,8 @@
 import asyncio
 import time
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,6 +13,7 @@ import msgspec
 from orchestrator import models
 from orchestrator.container import Container
 from orchestrator.executions import Record
+from orchestrator.files import Workspace
 from orchestrator.models import EndReason, SessionRequest, Source
 
 HISTORY = 64  # finished executions that a session remembers
@@ -41,6 +44,7 @@ class Session:
         self.expires = self.used - told_ago_s + kept.expires_in_s
         self.idle_timeout_s = kept.idle_timeout_s
         self.count = 0
+        self._transfers = 0
         self.gate = asyncio.Semaphore(limit)
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.running: dict[str, asyncio.Task[None]] = {}
@@ -52,10 +56,24 @@ class Session:
         return min(self.expires, self.used + self.idle_timeout_s)
 
     def overdue(self, now: float) -> EndReason | None:
-        """Why it is to end now, if it is. A running execution keeps it."""
-        if self.running or now < self.due:
+        """Why it is to end now, if it is. A running execution keeps it, and so does a transfer of files."""
+        if self.running or self._transfers or now < self.due:
             return None
         return "expired" if now >= self.expires else "idle"
+
+    def touch(self) -> None:
+        """Note that it is in use."""
+        self.used = time.monotonic()
+
+    @contextmanager
+    def in_use(self) -> Iterator[Workspace]:
+        """Keep it from ending by itself for the time of an operation on its files."""
+        self._transfers += 1
+        try:
+            yield Workspace(self.container)
+        finally:
+            self._transfers -= 1
+            self.touch()
 
     def add(self, record: Record, task: asyncio.Task[None]) -> None:
         """Take an execution in."""

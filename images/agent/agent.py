@@ -13,15 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import seccomp
+from archive import Archives
 from canary import CANARY
 from execution import Execution, Limits
+from files import Files
 from frames import Frame, Lines, decode, encode
 from launcher import Launcher, prepare_process, read_proc
 from layout import Layout, make_etc
 from loop import WRITE, Loop
 from seatbelt import Seatbelt
+from streams import Streams
 
-VERSION = 2
+VERSION = 3
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
 BOOT_RETRY_S = 0.1
@@ -53,6 +56,10 @@ class Agent:
         self._stock: list[Launcher | Seatbelt] = []
         self._booting: Launcher | Seatbelt | None = None
         self._sweeps: list[Iterator[None]] = []
+        self._streams = Streams(self._loop, self._send, lambda: len(self._out))
+        self._files = Files(workspace, self._sweep)
+        archives = Archives(self._take, self._leave)
+        self._streams.openers = self._files.openers() | {"pack": archives.pack, "unpack": archives.unpack}
 
     def run(self) -> None:
         """Serve the channel until it closes or falls silent."""
@@ -102,6 +109,7 @@ class Agent:
                 self._loop.add(self._out_fd, self._write, WRITE)
             else:
                 self._loop.remove(self._out_fd)
+        self._streams.resume()
 
     def _watch_silence(self) -> None:
         if time.monotonic() - self._heard_at > SILENCE_S:
@@ -112,6 +120,7 @@ class Agent:
 
     def _on_hello(self, frame: Frame) -> None:
         self._hello = frame
+        self._streams.drop()
         if self._canary is not None:
             self._greet()
         elif not hasattr(self, "_limits"):
@@ -137,6 +146,7 @@ class Agent:
         execution = Execution(
             frame["id"], job, frame.get("note") or {}, self._limits, self._loop, self._send, self._done
         )
+        execution.changed = self._files.changed
         self._executions[frame["id"]] = execution
         self._begin(execution)
         self._loop.call_later(REFILL_S, self._refill)
@@ -149,6 +159,11 @@ class Agent:
         if execution := self._executions.get(frame["id"]):
             execution.resend(frame["seq"])
 
+    def _on_open(self, frame: Frame) -> None:
+        self._streams.take(frame)
+
+    _on_data = _on_credit = _on_finish = _on_close = _on_open
+
     # --- executions
 
     def _begin(self, execution: Execution) -> None:
@@ -156,17 +171,27 @@ class Agent:
         if execution.result is not None:
             return
         try:
-            launcher = self._stock.pop(0) if self._stock else self._boot()
+            launcher = self._take()
         except OSError:  # no process or memory left for it just now; the execution's timeout ends the waiting
             self._loop.call_later(BOOT_RETRY_S, lambda: self._begin(execution))
             return
         execution.start(launcher)
 
+    def _take(self) -> Launcher | Seatbelt:
+        """Return the sandbox that was booted first, or boot one; OSError when that fails."""
+        return self._stock.pop(0) if self._stock else self._boot()
+
     def _done(self, execution: Execution) -> None:
         if execution.launcher is not None:
-            self._sweep(execution.launcher.scratch)
-            if execution.launcher is self._booting:
-                self._booting = None
+            self._leave(execution.launcher)
+        else:
+            self._loop.call_later(0, self._refill)
+
+    def _leave(self, launcher: Launcher | Seatbelt) -> None:
+        """Clean up after a sandbox that has ended."""
+        self._sweep(self._layout.remove_scratch(launcher.scratch))
+        if launcher is self._booting:
+            self._booting = None
         self._loop.call_later(0, self._refill)
 
     def _refill(self) -> None:
@@ -202,11 +227,11 @@ class Agent:
         self._stock.remove(launcher)
         if launcher is self._booting:
             self._booting = None
-        self._sweep(launcher.scratch)
+        self._sweep(self._layout.remove_scratch(launcher.scratch))
         self._loop.call_later(BOOT_RETRY_S, self._refill)
 
-    def _sweep(self, scratch: int) -> None:
-        self._sweeps.append(self._layout.remove_scratch(scratch))
+    def _sweep(self, steps: Iterator[None]) -> None:
+        self._sweeps.append(steps)
         if len(self._sweeps) == 1:
             self._loop.call_later(0, self._step_sweeps)
 
@@ -217,7 +242,7 @@ class Agent:
         except StopIteration:
             self._sweeps.pop(0)
         except OSError as error:
-            print(f"scratch was not removed: {error}", file=sys.stderr)
+            print(f"a directory was not removed: {error}", file=sys.stderr)
             self._sweeps.pop(0)
         if self._sweeps:
             self._loop.call_later(0, self._step_sweeps)

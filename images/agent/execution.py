@@ -1,12 +1,15 @@
 """One execution as the agent sees it: its limits, its numbered output, its result until acknowledged."""
 
 import base64
+import json
 import resource
 import signal
+import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,8 @@ from seatbelt import Seatbelt
 
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 SIGKILL_EXIT = 137
+ARTIFACTS, ARTIFACT_BYTES = 1000, 256 * 1024  # of one execution that are named, and what their names may take
+CLOCK_REALTIME_COARSE = 5  # linux/time.h: the clock that files are stamped with; Python has no name for it
 RLIMIT_SIGPENDING = 11  # asm-generic/resource.h; Python has no name for it
 
 
@@ -67,6 +72,8 @@ class Execution:
         self._limits = limits
         self._send = send
         self._done = done
+        self.changed: Callable[[int], Iterator[dict[str, Any]]] = lambda _since_ns: iter(())
+        self._since_ns = 0
         self._chunks: list[tuple[str, bytes]] = []
         self._kept: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
@@ -80,6 +87,7 @@ class Execution:
         """Hand the job to a sandbox."""
         job = self._job
         self.launcher = launcher
+        self._since_ns = file_clock_ns()
         launcher.program.on_output = self._on_output
         launcher.on_end = self._on_end
         launcher.start(
@@ -140,6 +148,19 @@ class Execution:
             self._chunks.append((stream, piece))
             self._send_output(len(self._chunks) - 1)
 
+    def _tell_artifacts(self) -> None:
+        """Name the files that were made or changed since the start, as JSON lines on a stream of their own."""
+        lines = b""
+        for artifact in islice(self.changed(self._since_ns), ARTIFACTS + 1):
+            line = json.dumps(artifact).encode() + b"\n"
+            self._seen["artifact"] += len(line)
+            if len(lines) + len(line) <= ARTIFACT_BYTES and lines.count(b"\n") < ARTIFACTS:
+                lines += line
+        self._kept["artifact"] = len(lines)
+        for start in range(0, len(lines), CHUNK):
+            self._chunks.append(("artifact", lines[start : start + CHUNK]))
+            self._send_output(len(self._chunks) - 1)
+
     def _send_output(self, number: int) -> None:
         stream, data = self._chunks[number]
         text = base64.b64encode(data).decode()
@@ -148,6 +169,7 @@ class Execution:
     def _on_end(self, end: End) -> None:
         self._timer.cancel()
         self.message = end.message
+        self._tell_artifacts()
         outcome, code, killer = self._outcome(end)
         self.result = {
             "type": "result",
@@ -177,6 +199,11 @@ class Execution:
         if end.signal == signal.SIGKILL and oom_kills() > self._ooms:
             return "oom", end.exit_code, end.signal
         return ("ok" if end.exit_code == 0 else "error"), end.exit_code, end.signal
+
+
+def file_clock_ns() -> int:
+    """Return now as the change time of a file would say it."""
+    return time.clock_gettime_ns(CLOCK_REALTIME_COARSE) if sys.platform == "linux" else time.time_ns()
 
 
 def oom_kills() -> int:

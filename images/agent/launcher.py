@@ -75,7 +75,7 @@ class Launcher:
         self._loop = loop
         self._layout = layout
         self._rlimits = rlimits
-        self._order: tuple[dict[str, Any], bytes] | None = None
+        self._order: tuple[dict[str, Any], bytes | None] | None = None
         self._started_at: float | None = None
         self._ended_at: float | None = None
         self._exit_code: int | None = None
@@ -89,8 +89,8 @@ class Launcher:
         self._dying = False
         self._spawn(bwrap, layout.arguments(self.scratch), seccomp)
 
-    def start(self, job: dict[str, Any], stdin: bytes) -> None:
-        """Hand over the job; a sandbox that still boots gets it when it is ready."""
+    def start(self, job: dict[str, Any], stdin: bytes | None) -> None:
+        """Hand over the job; a sandbox that still boots gets it when it is ready. Without `stdin` that stays open."""
         self._started_at = time.monotonic()
         self._order = (job, stdin)
         if self.program.ready:

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from tree import remove_tree
+
 PROC_FILES = (
     "keys key-users timer_list sched_debug kcore interrupts cmdline config.gz kallsyms iomem ioports partitions "
     "diskstats latency_stats sysrq-trigger kmsg modules"
@@ -127,33 +129,3 @@ def make_etc(target: Path) -> None:
             shutil.copyfile(source, target / name)
     for name, text in ETC_FILES.items():
         (target / name).write_text(text)
-
-
-def remove_tree(root: Path) -> Iterator[None]:
-    """Remove a directory tree made by hostile code, yielding between steps.
-
-    Never follows a link, needs no recursion and no long path: a directory below the root is first
-    moved up beside it, so the working depth stays two.
-    """
-    waiting = [root]
-    moved = 0
-    while waiting:
-        directory = waiting[-1]
-        os.chmod(directory, 0o700)
-        deeper: list[Path] = []
-        with os.scandir(directory) as entries:
-            for count, entry in enumerate(entries):
-                if entry.is_dir(follow_symlinks=False):
-                    moved += 1
-                    up = root.with_name(f"{root.name}.{moved}")
-                    os.chmod(entry.path, 0o700)  # a directory without write permission cannot be renamed
-                    os.rename(entry.path, up)
-                    deeper.append(up)
-                else:
-                    os.unlink(entry.path)
-                if count % 64 == 63:
-                    yield
-        os.rmdir(directory)
-        waiting.pop()
-        waiting.extend(deeper)
-        yield

@@ -2,6 +2,7 @@
 
 import marshal
 import os
+from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -12,6 +13,74 @@ STDIN_FD, VALUE_FD, JOB_FD = 0, 3, 4  # as the bootstrap finds them
 STREAMS = {1: "stdout", 2: "stderr", VALUE_FD: "value"}
 READ_SIZE = 64 * 1024
 CLOSED = -1
+
+
+class Inlet:
+    """Our end of a pipe that goes in: written as far as it takes it now, the rest later.
+
+    `on_taken` is told how many bytes went in. What is written after the reader has gone is taken, and lost.
+    """
+
+    def __init__(self, loop: Loop, fd: int) -> None:
+        self.on_taken: Callable[[int], None] = lambda _count: None
+        self._loop = loop
+        self._fd = fd
+        self._pending: deque[memoryview] = deque()
+        self._watched = False
+        self._ended = False
+
+    def write(self, data: bytes) -> None:
+        """Write the data, in time."""
+        if self._fd == CLOSED:
+            self.on_taken(len(data))
+        elif data:
+            self._pending.append(memoryview(data))
+            if not self._watched:
+                self._push()
+
+    def end(self) -> None:
+        """Close the pipe once everything is written."""
+        self._ended = True
+        if not self._pending:
+            self.close()
+
+    def close(self) -> None:
+        """Close the pipe now."""
+        if self._fd != CLOSED:
+            self._watch(wanted=False)
+            os.close(self._fd)
+            self._fd = CLOSED
+        lost = sum(map(len, self._pending))
+        self._pending.clear()
+        if lost:
+            self.on_taken(lost)
+
+    def _push(self) -> None:
+        try:
+            while self._pending:
+                view = self._pending[0]
+                count = os.write(self._fd, view)
+                if count == len(view):
+                    self._pending.popleft()
+                else:
+                    self._pending[0] = view[count:]
+                self.on_taken(count)
+        except BlockingIOError:
+            pass
+        except BrokenPipeError:
+            self.close()
+            return
+        if self._ended and not self._pending:
+            self.close()
+        else:
+            self._watch(wanted=bool(self._pending))
+
+    def _watch(self, *, wanted: bool) -> None:
+        if wanted and not self._watched:
+            self._loop.add(self._fd, self._push, WRITE)
+        elif self._watched and not wanted:
+            self._loop.remove(self._fd)
+        self._watched = wanted
 
 
 class Program:
@@ -26,15 +95,15 @@ class Program:
         self.boot_errors = b""
         self._loop = loop
         self._on_ready = on_ready
-        self._pending: dict[int, memoryview] = {}
+        self._paused: set[int] = set()
         inward = {fd: os.pipe() for fd in (STDIN_FD, JOB_FD)}
         outward = {fd: os.pipe() for fd in STREAMS}
         # What the interpreter gets, by the descriptors that it expects; closed here once it has them.
         self.child_ends = {fd: pair[0] for fd, pair in inward.items()} | {fd: pair[1] for fd, pair in outward.items()}
-        self._stdin, self._job = inward[STDIN_FD][1], inward[JOB_FD][1]
         self._outputs = {fd: pair[0] for fd, pair in outward.items()}
-        for fd in (self._stdin, self._job, *self._outputs.values()):
+        for fd in (inward[STDIN_FD][1], inward[JOB_FD][1], *self._outputs.values()):
             os.set_blocking(fd, False)
+        self.stdin, self._job = Inlet(loop, inward[STDIN_FD][1]), Inlet(loop, inward[JOB_FD][1])
 
     def watch(self) -> None:
         """Begin to read; the interpreter has its ends."""
@@ -45,13 +114,31 @@ class Program:
 
     def abandon(self) -> None:
         """Close all ends of an interpreter that was not started."""
-        for fd in (*self.child_ends.values(), self._stdin, self._job, *self._outputs.values()):
+        for fd in (*self.child_ends.values(), *self._outputs.values()):
             os.close(fd)
+        self.stdin.close()
+        self._job.close()
 
-    def feed(self, job: dict[str, Any], stdin: bytes) -> None:
-        """Hand over the job and all of stdin."""
-        self._write(self._job, marshal.dumps(job))
-        self._write(self._stdin, stdin)
+    def feed(self, job: dict[str, Any], stdin: bytes | None) -> None:
+        """Hand over the job, and all of stdin; with None it stays open, for its owner to write and end."""
+        self._job.write(marshal.dumps(job))
+        self._job.end()
+        if stdin is not None:
+            self.stdin.write(stdin)
+            self.stdin.end()
+
+    def pause(self, stream: str) -> None:
+        """Read no more of one stream until `resume`: its writer waits once the pipe is full."""
+        for number, fd in self._outputs.items():
+            if STREAMS[number] == stream and number not in self._paused:
+                self._paused.add(number)
+                self._loop.remove(fd)
+
+    def resume(self, stream: str) -> None:
+        """Read on."""
+        for number in [number for number in self._paused if STREAMS[number] == stream]:
+            self._paused.remove(number)
+            self._loop.add(self._outputs[number], partial(self._read, number))
 
     def drain(self) -> None:
         """Deliver what is left in the pipes of an interpreter that is dead, and close them."""
@@ -60,34 +147,8 @@ class Program:
                 pass
             if stream in self._outputs:  # held by a process that outlived the interpreter
                 self._close_output(stream)
-        for fd in (self._job, self._stdin):
-            if fd != CLOSED:
-                self._close_inward(fd)
-
-    def _write(self, fd: int, data: bytes | memoryview) -> None:
-        """Write the data as far as the pipe takes it now, the rest later, then close the pipe."""
-        view = memoryview(data)
-        try:
-            view = view[os.write(fd, view) :] if view else view
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            view = memoryview(b"")
-        if not view:
-            self._close_inward(fd)
-            return
-        if fd not in self._pending:
-            self._loop.add(fd, lambda: self._write(fd, self._pending[fd]), WRITE)
-        self._pending[fd] = view
-
-    def _close_inward(self, fd: int) -> None:
-        if self._pending.pop(fd, None) is not None:
-            self._loop.remove(fd)
-        os.close(fd)
-        if fd == self._job:
-            self._job = CLOSED
-        else:
-            self._stdin = CLOSED
+        self._job.close()
+        self.stdin.close()
 
     def _read(self, stream: int) -> bool:
         """Read once; return whether there may be more."""
@@ -109,7 +170,10 @@ class Program:
 
     def _close_output(self, stream: int) -> None:
         fd = self._outputs.pop(stream)
-        self._loop.remove(fd)
+        if stream in self._paused:
+            self._paused.remove(stream)
+        else:
+            self._loop.remove(fd)
         os.close(fd)
 
 

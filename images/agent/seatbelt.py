@@ -48,13 +48,13 @@ class Seatbelt:
         self.scratch = layout.make_scratch()
         self.program = Program(loop, self._become_ready)
         self._loop = loop
-        self._order: tuple[dict[str, Any], bytes] | None = None
+        self._order: tuple[dict[str, Any], bytes | None] | None = None
         self._started_at: float | None = None
         limits = LIMITED.format(files=files, blocks=file_bytes // BLOCK)
         tmp = layout.scratch / str(self.scratch) / "tmp"
         self._spawn(["/bin/sh", "-c", limits, "sh", command, *confinement(layout, tmp)], layout.workspace, tmp)
 
-    def start(self, job: dict[str, Any], stdin: bytes) -> None:
+    def start(self, job: dict[str, Any], stdin: bytes | None) -> None:
         """Hand over the job; an interpreter that still boots gets it when it is ready."""
         self._started_at = time.monotonic()
         self._order = (job, stdin)

@@ -14,6 +14,7 @@ from orchestrator.errors import NotFound, Unauthorized, UnsupportedMediaType
 
 OPEN = "open"  # handlers with this option are served without a key
 ACCEPTS = "accepts"  # the media type of a handler's body, when it is not JSON
+ANY = "*/*"
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 WITH_BODY = {"POST", "PUT", "PATCH"}
 HEADERS = {
@@ -63,7 +64,7 @@ def check_body(headers: Mapping[str, str], accepted: str) -> None:
         raise UnsupportedMediaType("Send the body without Content-Encoding")
     has_body = headers.get("content-length", "0") != "0" or "transfer-encoding" in headers
     media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
-    if has_body and media_type != accepted:
+    if has_body and accepted not in (ANY, media_type):
         raise UnsupportedMediaType(f"Send the body as Content-Type: {accepted}")
 
 

@@ -7,6 +7,7 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
+from orchestrator.api import files
 from orchestrator.api.waiting import while_connected
 from orchestrator.models import (
     ID_PATTERN,
@@ -162,6 +163,7 @@ router = Router(
         list_templates,
         read_pool,
         read_isolation,
+        *files.handlers,
     ],
     tags=["native"],
 )

@@ -22,11 +22,11 @@ AGENT = ROOT / "images" / "agent"
 FLOORS = {
     0: "orchestrator models errors settings calls exchange",
     1: "frames log metrics",
-    2: "engine engine.files engine.attach engine.docker engine.local isolation channel container recipes",
+    2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files recipes",
     3: "pool executions session admission sessions",
     4: "plan reconciler",
     5: "service",
-    6: "api api.guard api.problems api.bodies api.protocol api.waiting api.native api.operations api.seed app sdk",
+    6: "api api.guard api.problems api.bodies api.protocol api.waiting api.files api.native api.operations api.seed app sdk",
     7: "doctor server cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
