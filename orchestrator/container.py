@@ -11,26 +11,31 @@ from orchestrator import frames, isolation
 from orchestrator.channel import Channel
 from orchestrator.engine import Engine, Spec
 from orchestrator.errors import ContainerLost, EngineError, IsolationError
-from orchestrator.frames import Result
+from orchestrator.frames import Result, StdinResult
 from orchestrator.models import Stream
 from orchestrator.streams import Streams
 
-AGENT_VERSION = 3
+AGENT_VERSION = 4
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 HELD = 8  # results that the agent of one container holds beyond their arrival
 Sink = Callable[[Stream, bytes], None]
 
 
 class _Run:
-    """An execution that the agent works on; `seq` counts the output frames that arrived."""
+    """An execution that the agent works on; `seq` counts the output frames that arrived.
 
-    __slots__ = ("done", "seq", "sink", "sizes")
+    `is_sent` once the whole job is; a cancel before that comes too early for the agent, and is said again.
+    """
+
+    __slots__ = ("done", "is_cancelled", "is_sent", "seq", "sink", "sizes")
 
     def __init__(self, sink: Sink) -> None:
         self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.sink = sink
         self.seq = 0
         self.sizes: Counter[Stream] = Counter()
+        self.is_sent = False
+        self.is_cancelled = False
 
 
 class Container:
@@ -56,6 +61,8 @@ class Container:
         self._bound: asyncio.Future[str] | None = None
         self._acks: list[str] = []
         self._held: deque[str] = deque()
+        self._feeding: dict[int, asyncio.Future[StdinResult]] = {}
+        self._feeds = 0
         self._pings = 0
         self._pongs = 0
 
@@ -88,20 +95,22 @@ class Container:
         self._channel.send(frames.encode("bind", session=session, kept=kept))
 
     async def execute(
-        self, eid: str, job: dict[str, Any], *, note: dict[str, Any], deadline_s: float, sink: Sink, hold: bool
+        self, eid: str, job: dict[str, Any], *, note: dict[str, Any], deadline_s: float | None, sink: Sink, hold: bool
     ) -> Result:
         """Run a job, hand its output to `sink` as it comes, return its result; the agent is to `hold` that.
 
-        ContainerLost when the container vanishes, or when there is no result after `deadline_s`.
+        ContainerLost when the container vanishes, or when there is no result after `deadline_s`, if there is one.
         """
         lines = frames.encode_execute(eid, job, note=note, acks=self._take_acks())
         return await self._work(eid, lines, deadline_s, sink, hold=hold)
 
-    async def resume(self, eid: str, *, deadline_s: float, sink: Sink, hold: bool) -> Result:
+    async def resume(self, eid: str, *, deadline_s: float | None, sink: Sink, hold: bool) -> Result:
         """Follow an execution that was begun by an earlier orchestrator, from its first output on."""
         return await self._work(eid, iter([frames.encode("resync", id=eid, seq=0)]), deadline_s, sink, hold=hold)
 
-    async def _work(self, eid: str, lines: Iterator[bytes], deadline_s: float, sink: Sink, *, hold: bool) -> Result:
+    async def _work(
+        self, eid: str, lines: Iterator[bytes], deadline_s: float | None, sink: Sink, *, hold: bool
+    ) -> Result:
         if self.lost_reason is not None:
             raise ContainerLost(self.lost_reason)
         run = self._runs[eid] = _Run(sink)
@@ -110,6 +119,9 @@ class Container:
                 for line in lines:
                     self._channel.send(line)
                     await self._channel.drain()
+                run.is_sent = True
+                if run.is_cancelled:
+                    self.cancel(eid)
                 result = await run.done
         except TimeoutError:
             self._lose("the agent gave no result in time")
@@ -124,9 +136,29 @@ class Container:
         return result
 
     def cancel(self, eid: str) -> None:
-        """Ask the agent to kill an execution; its result follows."""
-        if eid in self._runs and not self._channel.closed:
+        """Ask the agent to kill an execution, once it has all of it; its result follows."""
+        run = self._runs.get(eid)
+        if run is None or self._channel.closed:
+            return
+        run.is_cancelled = True
+        if run.is_sent:
             self._channel.send(frames.encode("cancel", id=eid))
+
+    async def feed(self, eid: str, data: bytes, *, close: bool) -> StdinResult:
+        """Send all of the data to the stdin of an execution, or nothing: what became of it."""
+        run = self._runs.get(eid)
+        if run is None or run.done.done():
+            return "closed"
+        if not run.is_sent:  # its job is on the way: later it may be
+            return "full"
+        self._feeds += 1
+        number = self._feeds
+        result: asyncio.Future[StdinResult] = asyncio.get_running_loop().create_future()
+        self._feeding[number] = result
+        for line in frames.encode_stdin(eid, number, data, close=close):
+            self._channel.send(line)
+        await self._channel.drain()
+        return await result
 
     def beat(self) -> bool:
         """Ping the agent. Return whether the ping before was answered; one that is being removed is not asked."""
@@ -185,6 +217,9 @@ class Container:
                     run.done.set_result(frame)
             case frames.Open() | frames.Data() | frames.Credit() | frames.Finish() | frames.Close():
                 self.streams.take(frame)
+            case frames.StdinTaken() if (result := self._feeding.pop(frame.number, None)) is not None:
+                if not result.done():  # else who asked went away
+                    result.set_result(frame.result)
             case frames.Pong() if frame.number == self._pings:
                 self._pongs = self._pings
             case frames.Hello() if self._hello is not None and not self._hello.done():
@@ -224,6 +259,7 @@ class Container:
     def _fail(self, reason: str) -> None:
         self.streams.fail(reason)
         waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.values()]
+        waiting += self._feeding.values()
         waiting += [future for future in (self._hello, self._bound) if future is not None]
         for future in waiting:
             if not future.done():

@@ -93,6 +93,10 @@ class SessionExists(SandboxError):
     code, status, title = "session_exists", 409, "Session exists"
 
 
+class StdinClosed(SandboxError):
+    code, status, title = "stdin_closed", 409, "Stdin closed"
+
+
 class SessionEnded(SandboxError):
     code, status, title = "session_ended", 410, "Session ended"
 

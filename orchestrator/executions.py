@@ -2,8 +2,7 @@
 
 import hashlib
 import time
-from collections import defaultdict
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -13,6 +12,9 @@ from orchestrator.container import Container
 from orchestrator.errors import ContainerLost
 from orchestrator.frames import Described, Result
 from orchestrator.models import Artifact, Execution, ExecutionError, ExecutionRequest, Language, Outcome, Stream, Usage
+from orchestrator.output import Output
+
+TEXTS: tuple[Stream, ...] = ("stdout", "stderr")
 
 
 class _Report(msgspec.Struct, forbid_unknown_fields=True):
@@ -30,12 +32,18 @@ _described = msgspec.json.Decoder(Described).decode
 
 
 class Note(msgspec.Struct, frozen=True, kw_only=True):
-    """What the agent keeps of an execution, for the orchestrator that adopts it."""
+    """What the agent keeps of an execution, for the orchestrator that adopts it.
+
+    `stays` is one that goes on when nobody waits for it, and may be asked for later.
+    """
 
     language: Language
-    timeout_s: float
+    timeout_s: float | None
     key: str | None = None
     digest: str | None = None
+    stays: bool = False
+    background: bool = False
+    stdin_open: bool = False
 
 
 class Record:
@@ -43,12 +51,16 @@ class Record:
 
     def __init__(self, eid: str, session_id: str, note: Note, *, age_s: float = 0.0) -> None:
         started_at = datetime.now(UTC) - timedelta(seconds=age_s)
-        self.facts = Execution(id=eid, session_id=session_id, started_at=started_at, language=note.language)
+        self.facts = Execution(
+            id=eid, session_id=session_id, started_at=started_at, language=note.language, background=note.background
+        )
         self.note = note
-        self._streams: defaultdict[Stream, bytearray] = defaultdict(bytearray)
+        self.output = Output()
         self.begun = time.monotonic() - age_s
         self.duration_s = 0.0
         self.sent = False
+        self.left = False  # to the next orchestrator: nothing more is heard of it here
+        self.watchers: set[Callable[[], None]] = set()
 
     @property
     def id(self) -> str:
@@ -60,24 +72,39 @@ class Record:
         """The client's Idempotency-Key."""
         return self.note.key
 
+    @property
+    def is_held(self) -> bool:
+        """Whether the agent is to hold its result, for whoever asks after a crash."""
+        return self.note.stays or self.note.key is not None
+
+    def view(self) -> Execution:
+        """Return what is known now: of one that runs, with the output that has come."""
+        if self.facts.outcome is not None:
+            return self.facts
+        texts = {stream: text_of(self.output.whole(stream))[0] for stream in TEXTS}
+        return msgspec.structs.replace(self.facts, **texts)
+
+    def tell(self) -> None:
+        """Tell those who watch that there is something new."""
+        for watcher in self.watchers:
+            watcher()
+
     async def run(self, container: Container, job: dict[str, Any], *, grace_s: float) -> None:
         """Run the job in the container; afterwards `facts` tells the outcome, whatever happened."""
         self.sent = True
         note = msgspec.structs.asdict(self.note)
-        deadline_s = self.note.timeout_s + grace_s
+        deadline_s = None if self.note.timeout_s is None else self.note.timeout_s + grace_s
         await self._await(
-            container.execute(
-                self.id, job, note=note, deadline_s=deadline_s, sink=self._take, hold=self.key is not None
-            )
+            container.execute(self.id, job, note=note, deadline_s=deadline_s, sink=self._take, hold=self.is_held)
         )
 
     async def resume(self, container: Container, *, grace_s: float) -> None:
         """Take over an execution that an earlier orchestrator began: all its output comes again."""
         self.sent = True
-        left_s = max(0.0, self.note.timeout_s - (time.monotonic() - self.begun))
-        await self._await(
-            container.resume(self.id, deadline_s=left_s + grace_s, sink=self._take, hold=self.key is not None)
-        )
+        deadline_s = None
+        if self.note.timeout_s is not None:
+            deadline_s = max(0.0, self.note.timeout_s - (time.monotonic() - self.begun)) + grace_s
+        await self._await(container.resume(self.id, deadline_s=deadline_s, sink=self._take, hold=self.is_held))
 
     async def _await(self, result: Awaitable[Result]) -> None:
         try:
@@ -87,7 +114,9 @@ class Record:
         self.duration_s = time.monotonic() - self.begun
 
     def _take(self, stream: Stream, data: bytes) -> None:
-        self._streams[stream] += data
+        self.output.add(stream, data)
+        if self.watchers:
+            self.tell()
 
     def _finish(self, result: Result) -> None:
         facts = self.facts
@@ -95,7 +124,7 @@ class Record:
         facts.signal = result.signal
         facts.truncated = result.truncated
         facts.usage = Usage(wall_s=result.wall_s, cpu_s=result.cpu_s, max_rss_bytes=result.max_rss_bytes)
-        if artifacts := self._streams.get("artifact"):
+        if artifacts := self.output.whole("artifact"):
             facts.artifacts = artifacts_of(artifacts)
         self._show_output()
         outcome: Outcome = result.outcome
@@ -112,15 +141,15 @@ class Record:
 
     def _show_output(self) -> None:
         facts = self.facts
-        facts.stdout, stdout_whole = text_of(self._streams["stdout"])
-        facts.stderr, stderr_whole = text_of(self._streams["stderr"])
+        facts.stdout, stdout_whole = text_of(self.output.whole("stdout"))
+        facts.stderr, stderr_whole = text_of(self.output.whole("stderr"))
         if not (stdout_whole and stderr_whole):
             whole: dict[Stream, bool] = {"stdout": stdout_whole, "stderr": stderr_whole}
             facts.replaced = [stream for stream, is_whole in whole.items() if not is_whole]
 
     def _read_report(self, outcome: Outcome) -> Outcome:
         """Take value or error from the report; one that is no report makes an `ok` an `error`."""
-        data = bytes(self._streams["value"])
+        data = bytes(self.output.whole("value"))
         if not data:
             return outcome
         try:
@@ -135,9 +164,12 @@ class Record:
         return "error" if report.error is not None else outcome
 
 
-def note_of(request: ExecutionRequest, *, timeout_s: float, key: str | None) -> Note:
+def note_of(request: ExecutionRequest, *, timeout_s: float | None, key: str | None, stays: bool = False) -> Note:
     """Return what is to be known of a request when this process is gone."""
     return Note(
+        stays=stays or request.background,
+        background=request.background,
+        stdin_open=request.stdin_open,
         language=request.language if request.command is None else "shell",
         timeout_s=timeout_s,
         key=key,
@@ -146,7 +178,7 @@ def note_of(request: ExecutionRequest, *, timeout_s: float, key: str | None) -> 
 
 
 def job_of(
-    request: ExecutionRequest, *, timeout_s: float, env: dict[str, str], context: dict[str, Any]
+    request: ExecutionRequest, *, timeout_s: float | None, env: dict[str, str], context: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the job that the agent gets; what a field's default says is left out."""
     job: dict[str, Any] = {"timeout_s": timeout_s, "env": env | request.env}
@@ -160,6 +192,8 @@ def job_of(
         job["context"] = context | request.context
     if request.stdin:
         job["stdin"] = request.stdin
+    if request.stdin_open:
+        job["stdin_open"] = True
     return job
 
 

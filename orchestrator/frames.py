@@ -19,6 +19,7 @@ PART = 32 * 1024  # raw bytes in one part frame; base64 keeps it below LINE_LIMI
 Count = Annotated[int, Meta(ge=0)]
 Amount = Annotated[float, Meta(ge=0)]
 Sid = Annotated[str, Meta(max_length=16)]  # of a stream
+StdinResult = Literal["taken", "full", "closed"]
 Eid = Annotated[str, Meta(max_length=64)]
 
 
@@ -76,6 +77,13 @@ class Result(AgentFrame, frozen=True):
     cpu_s: Amount
     max_rss_bytes: Count
     truncated: list[Stream]
+
+
+class StdinTaken(AgentFrame, frozen=True, tag="stdin_taken"):
+    """What became of the text that was sent to an execution's stdin."""
+
+    number: Count
+    result: StdinResult
 
 
 class Pong(AgentFrame, frozen=True):
@@ -151,7 +159,7 @@ class Described(msgspec.Struct, frozen=True):
 
 
 AnyStreamFrame = Open | Data | Credit | Finish | Close
-AnyAgentFrame = Hello | Bound | Output | Result | Pong | Fault | Open | Data | Credit | Finish | Close
+AnyAgentFrame = Hello | Bound | Output | Result | StdinTaken | Pong | Fault | Open | Data | Credit | Finish | Close
 _decoder = msgspec.json.Decoder(AnyAgentFrame)
 _encoder = msgspec.json.Encoder()
 
@@ -184,3 +192,11 @@ def encode_execute(eid: str, job: dict[str, Any], *, note: dict[str, Any], acks:
     for start in range(0, len(body), PART):
         yield encode("part", id=eid, data=body[start : start + PART])
     yield encode("execute", id=eid, note=note, acks=acks)
+
+
+def encode_stdin(eid: str, number: int, data: bytes, *, close: bool) -> Iterator[bytes]:
+    """Yield the lines that send text to an execution's stdin; the agent takes all of it, or nothing."""
+    while len(data) > PART:
+        yield encode("part", id=f"stdin{number}", data=data[:PART])
+        data = data[PART:]
+    yield encode("stdin", id=eid, number=number, data=data, close=close)

@@ -21,7 +21,8 @@ Language = Literal["python", "shell"]
 Outcome = Literal["ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost"]
 Source = Literal["warm", "cold"]
 EndReason = Literal["closed", "expired", "idle", "lost", "drained"]
-Stream = Literal["stdout", "stderr", "value", "artifact"]
+Stream = Literal["stdout", "stderr", "value", "display", "artifact"]
+EventKind = Literal["started", "stdout", "stderr", "display", "artifact", "done"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost")
 LANGUAGES: tuple[Language, ...] = ("python", "shell")
 END_REASONS: tuple[EndReason, ...] = ("closed", "expired", "idle", "lost", "drained")
@@ -57,6 +58,8 @@ class ExecutionRequest(Request, frozen=True):
     `code` that defines the handler is called with `event`, and with a context when it takes two
     arguments; without a handler it is a script. `handler` may be `module.function` of a workspace
     file, then `code` may be left out. `command` is a line for bash, or a list of words.
+    In the `background` it is not waited for, and may run as long as its session lives. With
+    `stdin_open` more may be sent to its stdin after `stdin`.
     """
 
     language: Language = "python"
@@ -69,6 +72,15 @@ class ExecutionRequest(Request, frozen=True):
     stdin: str = ""
     env: Env = {}
     timeout_s: Seconds | None = None
+    background: bool = False
+    stdin_open: bool = False
+
+
+class StdinRequest(Request, frozen=True):
+    """Send text to the stdin of a running execution, and perhaps close it behind that."""
+
+    text: str = ""
+    close: bool = False
 
 
 class OneShotRequest(ExecutionRequest, frozen=True):
@@ -172,6 +184,7 @@ class Execution(msgspec.Struct, kw_only=True):
     session_id: str
     started_at: datetime
     language: Language
+    background: bool = False
     outcome: Outcome | None = None
     exit_code: int | None = None
     signal: int | None = None
@@ -186,9 +199,16 @@ class Execution(msgspec.Struct, kw_only=True):
 
 
 class ExecutionPage(msgspec.Struct, frozen=True, kw_only=True):
-    """The executions of a session that are still known, oldest first."""
+    """The executions of a session that are still known, oldest first; `next` continues after the last one."""
 
     executions: list[Execution]
+    next: str | None = None
+
+
+class EventText(msgspec.Struct, frozen=True, kw_only=True):
+    """What a `stdout` or `stderr` event carries."""
+
+    text: str
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,6 +1,7 @@
 """Keeps the world as it should be: observe, plan, apply. The only place that starts and removes containers."""
 
 import asyncio
+import math
 import random
 import time
 from collections.abc import Collection
@@ -94,7 +95,7 @@ class Reconciler:
                     await self._reconcile(sessions)
                 except Exception:  # a fault of ours in one tick must not end the care of all containers
                     log.exception("reconcile_failed")
-                due = min((session.due for session in sessions.held.values() if not session.running), default=1e99)
+                due = min((session.due for session in sessions.held.values()), default=math.inf)
                 wait_s = min(self._look_at, due) - time.monotonic()
                 try:
                     async with asyncio.timeout(max(0.01, wait_s)):

@@ -1,6 +1,7 @@
 """One session: its container, its times, its executions; and what its agent keeps of it over our restart."""
 
 import asyncio
+import math
 import time
 from collections import OrderedDict
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from orchestrator.container import Container
 from orchestrator.executions import Record
 from orchestrator.files import Workspace
 from orchestrator.models import EndReason, SessionRequest, Source
+from orchestrator.turns import Turns
 
 HISTORY = 64  # finished executions that a session remembers
 
@@ -45,19 +47,28 @@ class Session:
         self.idle_timeout_s = kept.idle_timeout_s
         self.count = 0
         self._transfers = 0
-        self.gate = asyncio.Semaphore(limit)
+        self.turns = Turns(limit)
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.running: dict[str, asyncio.Task[None]] = {}
         self.keys: dict[str, str] = {}
 
     @property
+    def background(self) -> int:
+        """How many executions run in the background."""
+        return sum(self.records[eid].note.background for eid in self.running)
+
+    @property
     def due(self) -> float:
-        """When it ends by itself, unless an execution runs."""
-        return min(self.expires, self.used + self.idle_timeout_s)
+        """When it ends by itself. A running execution keeps it, and a transfer of files; one in the background keeps it
+        from being idle.
+        """
+        if self._transfers or len(self.running) > self.background:
+            return math.inf
+        return self.expires if self.running else min(self.expires, self.used + self.idle_timeout_s)
 
     def overdue(self, now: float) -> EndReason | None:
-        """Why it is to end now, if it is. A running execution keeps it, and so does a transfer of files."""
-        if self.running or self._transfers or now < self.due:
+        """Why it is to end now, if it is."""
+        if now < self.due:
             return None
         return "expired" if now >= self.expires else "idle"
 

@@ -5,7 +5,6 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine
-from contextlib import nullcontext
 
 import msgspec
 import structlog
@@ -15,6 +14,7 @@ from orchestrator.admission import Admission
 from orchestrator.container import Container
 from orchestrator.errors import (
     ExecutionNotFound,
+    InvalidRequest,
     KeyReused,
     SessionEnded,
     SessionExists,
@@ -55,6 +55,7 @@ class Sessions:
         self._opening: dict[str, asyncio.Event] = {}
         self._ended: OrderedDict[str, EndReason] = OrderedDict()
         self._tasks: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[None]] = set()  # those of the tasks that nobody waits for
         self.one_shots: set[str] = set()
         self.keeping = False
 
@@ -157,31 +158,52 @@ class Sessions:
 
     # --- executions
 
-    async def execute(self, sid: str, request: ExecutionRequest, *, key: str | None = None) -> models.Execution:
-        """Run an execution to its end. Who stops waiting cancels it, unless it has a key to ask again with.
+    def start(self, sid: str, request: ExecutionRequest, *, key: str | None = None, stays: bool = False) -> Record:
+        """Begin an execution; one that `stays` goes on when nobody waits for it.
 
-        With a `key` that the session knows, nothing runs: the execution that had it first is the answer.
+        With a `key` that the session knows, nothing begins: the execution that had it first is the answer.
         """
         session = self.get(sid)
-        timeout_s = self.admission.timeout_s(request)
-        note = note_of(request, timeout_s=timeout_s, key=key)
+        note = note_of(request, timeout_s=self.admission.timeout_s(request), key=key, stays=stays)
         if key is not None and (eid := session.keys.get(key)) is not None:
-            return await self._repeat(session, session.records[eid], note)
-        self.admission.execution(in_session=len(session.running), in_flight=self.in_flight)
+            record = session.records[eid]
+            if record.note.digest != note.digest:
+                raise KeyReused(f"The Idempotency-Key {key} was used for another request: choose a new one")
+            return record
+        if note.background:
+            self.admission.background(in_session=session.background)
+        else:
+            in_session = len(session.running) - session.background
+            self.admission.execution(in_session=in_session, in_flight=self.in_flight - len(self._background))
         record = Record(f"e{secrets.token_hex(10)}", sid, note)
-        task = self._begin(session, record, self._run(session, record, request))
+        self._begin(session, record, self._run(session, record, request))
+        return record
+
+    async def execute(self, sid: str, request: ExecutionRequest, *, key: str | None = None) -> models.Execution:
+        """Run an execution to its end. Who stops waiting cancels it, unless it has a key to ask again with."""
+        record = self.start(sid, request, key=key)
+        session = self.held[sid]
+        if (task := session.running.get(record.id)) is None:  # it ended before, and is asked for again
+            return record.facts
         try:
             await self._wait(task)
         except asyncio.CancelledError:
-            if key is None and not self.keeping:
-                self._cancel(session, record)
+            self.leave(record)
             raise
         return record.facts
 
+    def leave(self, record: Record) -> None:
+        """Cancel an execution whose client went away, unless it goes on without."""
+        session = self.held.get(record.facts.session_id)
+        if session is not None and record.id in session.running and not (record.is_held or self.keeping):
+            self._cancel(session, record)
+
     async def execute_once(self, request: OneShotRequest) -> models.Execution:
         """Run one execution in a fresh container that is destroyed afterwards."""
+        if request.background or request.stdin_open:
+            raise InvalidRequest("`background` and `stdin_open` are for executions in a session")
         timeout_s = self.admission.timeout_s(request)
-        self.admission.execution(in_session=0, in_flight=self.in_flight)
+        self.admission.execution(in_session=0, in_flight=self.in_flight - len(self._background))
         name = f"once-{secrets.token_hex(8)}"
         self.one_shots.add(name)
         try:
@@ -214,8 +236,8 @@ class Sessions:
         """
         self.admission.draining = True
         self.keeping = self._settings.on_exit == "keep"
-        if tasks := list(self._tasks):
-            await asyncio.wait(tasks, timeout=timeout_s)
+        if waited_for := self._tasks - self._background:
+            await asyncio.wait(waited_for, timeout=timeout_s)
         if self.keeping:
             await self._leave()
             return
@@ -239,12 +261,17 @@ class Sessions:
     def _begin(self, session: Session, record: Record, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
         def finish(task: asyncio.Task[None]) -> None:
             self._tasks.discard(task)
+            self._background.discard(task)
+            record.left = record.facts.outcome is None
             if not task.cancelled():  # else it goes on, and the session with it
                 session.finish(record)
+            record.tell()
 
         task = asyncio.create_task(work)
         session.add(record, task)
         self._tasks.add(task)
+        if record.note.background:
+            self._background.add(task)
         task.add_done_callback(finish)
         return task
 
@@ -259,27 +286,27 @@ class Sessions:
             await asyncio.wait(tasks)
 
     async def _run(self, session: Session, record: Record, request: ExecutionRequest) -> None:
-        async with session.gate:
+        has_turn = not record.note.background and await session.turns.wait(record.id)
+        try:
             session.used = time.monotonic()
             if record.facts.outcome is None:
                 await self._execute(record, session.container, request, session.env)
             else:  # cancelled while it queued
                 record.duration_s = time.monotonic() - record.begun
                 self._account(record)
+        finally:
+            if has_turn:
+                session.turns.give_back()
 
     async def _resume(self, session: Session, record: Record, *, done: bool) -> None:
         # It had its turn before: it counts while it runs, and never waits.
-        async with nullcontext() if done or session.gate.locked() else session.gate:
+        has_turn = not done and not record.note.background and session.turns.take()
+        try:
             await record.resume(session.container, grace_s=self._settings.grace_seconds)
             self._account(record)
-
-    async def _repeat(self, session: Session, record: Record, note: Note) -> models.Execution:
-        """Answer a request that was sent before with the same key."""
-        if record.note.digest != note.digest:
-            raise KeyReused(f"The Idempotency-Key {note.key} was used for another request: choose a new one")
-        if (task := session.running.get(record.id)) is not None:
-            await self._wait(task)
-        return record.facts
+        finally:
+            if has_turn:
+                session.turns.give_back()
 
     async def _wait(self, task: asyncio.Task[None]) -> None:
         """Wait for an execution to end. Unavailable when it is left to the next orchestrator."""
@@ -325,8 +352,9 @@ class Sessions:
     def _cancel(self, session: Session, record: Record) -> None:
         if record.sent:
             session.container.cancel(record.id)
-        elif record.facts.outcome is None:  # it queues: its turn finds it cancelled
+        elif record.facts.outcome is None:  # it queues, and need not any more
             record.facts.outcome = "cancelled"
+            session.turns.call_off(record.id)
 
     async def _acquire(self, template: str | None) -> tuple[Container, Source]:
         pool = self._pools.get(template or self._default)

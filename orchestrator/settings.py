@@ -86,8 +86,18 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_ttl_seconds: Annotated[Positive, Meta(description="longest life that a session may ask for")] = 86400.0
     idle_timeout_seconds: Annotated[Positive, Meta(description="silence that ends a session that names none")] = 600.0
     session_executions: Annotated[int, Meta(ge=1, le=64, description="executions of one session that run at once")] = 4
+    session_background: Annotated[
+        int, Meta(ge=0, le=64, description="executions that one session may run in the background, beside those")
+    ] = 8
     max_executions: Annotated[int, Meta(ge=1, description="executions of all sessions that run or queue at once")] = 256
     max_waiting: Annotated[int, Meta(ge=0, description="sessions that wait for a container at once")] = 256
+    session_streams: Annotated[
+        int, Meta(ge=1, description="streams of events of one session that are open at once")
+    ] = 16
+    max_streams: Annotated[int, Meta(ge=1, description="streams of events of all sessions that are open at once")] = 256
+    stream_heartbeat_seconds: Annotated[
+        Positive, Meta(description="silence after which a stream of events gets a comment, so that it stays open")
+    ] = 10.0
 
     engine_timeout_seconds: Annotated[Positive, Meta(description="deadline of one call to the engine")] = 15.0
     start_timeout_seconds: Annotated[Positive, Meta(description="deadline of a container's start and self-test")] = 30.0

@@ -24,7 +24,7 @@ from loop import WRITE, Loop
 from seatbelt import Seatbelt
 from streams import Streams
 
-VERSION = 3
+VERSION = 4
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
 BOOT_RETRY_S = 0.1
@@ -121,6 +121,7 @@ class Agent:
     def _on_hello(self, frame: Frame) -> None:
         self._hello = frame
         self._streams.drop()
+        self._parts.clear()  # of a dead client: the new one says all of it
         if self._canary is not None:
             self._greet()
         elif not hasattr(self, "_limits"):
@@ -150,6 +151,12 @@ class Agent:
         self._executions[frame["id"]] = execution
         self._begin(execution)
         self._loop.call_later(REFILL_S, self._refill)
+
+    def _on_stdin(self, frame: Frame) -> None:
+        execution = self._executions.get(frame["id"])
+        data = b"".join([*self._parts.pop(f"stdin{frame['number']}", []), base64.b64decode(frame["data"])])
+        result = "closed" if execution is None else execution.feed(data, close=frame["close"])
+        self._send({"type": "stdin_taken", "number": frame["number"], "result": result})
 
     def _on_cancel(self, frame: Frame) -> None:
         if execution := self._executions.get(frame["id"]):

@@ -64,8 +64,7 @@ class _Transfer:
                 "env": {},
                 "timeout_s": TIMEOUT_S,
                 "deadline": time.monotonic() + TIMEOUT_S,
-            },
-            None,
+            }
         )
 
     def _on_output(self, name: str, data: bytes) -> None:

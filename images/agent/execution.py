@@ -13,15 +13,18 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from frames import CHUNK, Frame
+from frames import Frame
 from launcher import End, Launcher
-from loop import Loop, Timer
+from loop import Loop
+from output import Output, cut
 from seatbelt import Seatbelt
 
 OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 SIGKILL_EXIT = 137
 ARTIFACTS, ARTIFACT_BYTES = 1000, 256 * 1024  # of one execution that are named, and what their names may take
 CLOCK_REALTIME_COARSE = 5  # linux/time.h: the clock that files are stamped with; Python has no name for it
+STDIN_LIMIT = 1 << 20  # bytes that may wait for the code to read them
+NO_TIMEOUT_S = 10 * 365 * 86400.0  # what the code is told of a timeout that there is not
 RLIMIT_SIGPENDING = 11  # asm-generic/resource.h; Python has no name for it
 
 
@@ -74,14 +77,18 @@ class Execution:
         self._done = done
         self.changed: Callable[[int], Iterator[dict[str, Any]]] = lambda _since_ns: iter(())
         self._since_ns = 0
-        self._chunks: list[tuple[str, bytes]] = []
+        self._output = Output()
+        self._early_stdin = bytearray(job.get("stdin", "").encode("utf-8", "surrogatepass"))
+        self._stdin_open = bool(job.get("stdin_open"))
         self._kept: Counter[str] = Counter()
         self._seen: Counter[str] = Counter()
         self._cause: str | None = None
         self._ooms = oom_kills()
-        self._timeout_s = float(job["timeout_s"])
-        self._deadline = time.monotonic() + self._timeout_s
-        self._timer: Timer = loop.call_later(self._timeout_s, lambda: self.stop("timeout"))
+        self._timeout_s: float | None = job["timeout_s"]
+        self._deadline = time.monotonic() + (NO_TIMEOUT_S if self._timeout_s is None else self._timeout_s)
+        self._timer = None
+        if self._timeout_s is not None:
+            self._timer = loop.call_later(self._timeout_s, lambda: self.stop("timeout"))
 
     def start(self, launcher: Launcher | Seatbelt) -> None:
         """Hand the job to a sandbox."""
@@ -101,10 +108,29 @@ class Execution:
                 "env": job.get("env", {}),
                 "timeout_s": self._timeout_s,
                 "deadline": self._deadline,
-            },
-            job.get("stdin", "").encode("utf-8", "surrogatepass"),
+            }
         )
+        launcher.program.stdin.write(bytes(self._early_stdin))
+        if not self._stdin_open:
+            launcher.program.stdin.end()
         self._job = {}
+        self._early_stdin.clear()
+
+    def feed(self, data: bytes, *, close: bool) -> str:
+        """Send all of the data to the code's stdin, or nothing: `taken`, `full` or `closed`."""
+        stdin = None if self.launcher is None else self.launcher.program.stdin
+        if self.result is not None or not self._stdin_open or (stdin is not None and stdin.ended):
+            return "closed"
+        if data and len(data) + (len(self._early_stdin) if stdin is None else stdin.waiting) > STDIN_LIMIT:
+            return "full"
+        self._stdin_open = not close
+        if stdin is None:  # no sandbox could be booted yet
+            self._early_stdin += data
+            return "taken"
+        stdin.write(data)
+        if close:
+            stdin.end()
+        return "taken"
 
     def stop(self, cause: str) -> None:
         """Kill the sandbox for this cause; the first one counts."""
@@ -118,13 +144,13 @@ class Execution:
 
     def text(self, stream: str) -> bytes:
         """Return what was kept of one stream."""
-        return b"".join(data for name, data in self._chunks if name == stream)
+        return self._output.whole(stream)
 
     def summary(self) -> Frame:
         """Return what a newly attached orchestrator must know of this execution."""
         return {
             "id": self.id,
-            "seq": len(self._chunks),
+            "seq": len(self._output),
             "done": self.result is not None,
             "note": self._note,
             "age_s": time.monotonic() - self._begun_at,
@@ -132,8 +158,8 @@ class Execution:
 
     def resend(self, seq: int) -> None:
         """Send again what follows the numbered output frame `seq`."""
-        for number in range(seq, len(self._chunks)):
-            self._send_output(number)
+        for number in range(seq + 1, len(self._output) + 1):
+            self._send_output(number, *self._output.piece(number))
         if self.result is not None:
             self._send(self.result)
 
@@ -141,12 +167,9 @@ class Execution:
         self._seen[stream] += len(data)
         if self._seen[stream] > self._limits.drain_bytes:
             self.stop("output_limit")
-        room = self._limits.keep_bytes - self._kept[stream]
-        for start in range(0, min(room, len(data)), CHUNK):
-            piece = data[start : min(start + CHUNK, room)]
-            self._kept[stream] += len(piece)
-            self._chunks.append((stream, piece))
-            self._send_output(len(self._chunks) - 1)
+        if room := self._limits.keep_bytes - self._kept[stream]:
+            self._kept[stream] += min(room, len(data))
+            self._add_output(stream, data[:room])
 
     def _tell_artifacts(self) -> None:
         """Name the files that were made or changed since the start, as JSON lines on a stream of their own."""
@@ -157,24 +180,27 @@ class Execution:
             if len(lines) + len(line) <= ARTIFACT_BYTES and lines.count(b"\n") < ARTIFACTS:
                 lines += line
         self._kept["artifact"] = len(lines)
-        for start in range(0, len(lines), CHUNK):
-            self._chunks.append(("artifact", lines[start : start + CHUNK]))
-            self._send_output(len(self._chunks) - 1)
+        self._add_output("artifact", lines)
 
-    def _send_output(self, number: int) -> None:
-        stream, data = self._chunks[number]
+    def _add_output(self, stream: str, data: bytes) -> None:
+        for piece in cut(stream, data):
+            self._output.add(stream, piece)
+            self._send_output(len(self._output), stream, piece)
+
+    def _send_output(self, number: int, stream: str, data: bytes) -> None:
         text = base64.b64encode(data).decode()
-        self._send({"type": "output", "id": self.id, "seq": number + 1, "stream": stream, "data": text})
+        self._send({"type": "output", "id": self.id, "seq": number, "stream": stream, "data": text})
 
     def _on_end(self, end: End) -> None:
-        self._timer.cancel()
+        if self._timer is not None:
+            self._timer.cancel()
         self.message = end.message
         self._tell_artifacts()
         outcome, code, killer = self._outcome(end)
         self.result = {
             "type": "result",
             "id": self.id,
-            "seq": len(self._chunks),
+            "seq": len(self._output),
             "outcome": outcome,
             "exit_code": code,
             "signal": killer,

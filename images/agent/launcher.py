@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from inlet import CLOSED
 from layout import ARGS_FD, SECCOMP_FD, STATUS_FD, Layout
 from loop import Loop
-from program import CLOSED, READ_SIZE, Program, read
+from program import READ_SIZE, Program, read
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 SHELL_SIGNALS = 128  # a shell, and bwrap, report death by signal N as exit code 128 + N
@@ -75,7 +76,7 @@ class Launcher:
         self._loop = loop
         self._layout = layout
         self._rlimits = rlimits
-        self._order: tuple[dict[str, Any], bytes | None] | None = None
+        self._order: dict[str, Any] | None = None
         self._started_at: float | None = None
         self._ended_at: float | None = None
         self._exit_code: int | None = None
@@ -89,10 +90,10 @@ class Launcher:
         self._dying = False
         self._spawn(bwrap, layout.arguments(self.scratch), seccomp)
 
-    def start(self, job: dict[str, Any], stdin: bytes | None) -> None:
-        """Hand over the job; a sandbox that still boots gets it when it is ready. Without `stdin` that stays open."""
+    def start(self, job: dict[str, Any]) -> None:
+        """Hand over the job; a sandbox that still boots gets it when it is ready."""
         self._started_at = time.monotonic()
-        self._order = (job, stdin)
+        self._order = job
         if self.program.ready:
             self._hand_over()
 
@@ -182,11 +183,11 @@ class Launcher:
 
     def _hand_over(self) -> None:
         assert self._order is not None
-        job, stdin = self._order
         with suppress(ProcessLookupError):  # it died while it waited: its end follows
-            self._limit({resource.RLIMIT_CPU: int(job["timeout_s"]) + CPU_MARGIN_S})
+            if (timeout_s := self._order["timeout_s"]) is not None:
+                self._limit({resource.RLIMIT_CPU: int(timeout_s) + CPU_MARGIN_S})
             try:
-                self.program.feed(job, stdin)
+                self.program.feed(self._order)
             except ValueError as error:  # nested deeper than marshal goes
                 self.program.boot_errors = f"the job cannot be handed over: {error}".encode()
                 self.kill()

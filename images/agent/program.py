@@ -2,85 +2,17 @@
 
 import marshal
 import os
-from collections import deque
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from loop import WRITE, Loop
+from inlet import Inlet
+from loop import Loop
+from pace import SMALL, Pace
 
 STDIN_FD, VALUE_FD, JOB_FD = 0, 3, 4  # as the bootstrap finds them
 STREAMS = {1: "stdout", 2: "stderr", VALUE_FD: "value"}
 READ_SIZE = 64 * 1024
-CLOSED = -1
-
-
-class Inlet:
-    """Our end of a pipe that goes in: written as far as it takes it now, the rest later.
-
-    `on_taken` is told how many bytes went in. What is written after the reader has gone is taken, and lost.
-    """
-
-    def __init__(self, loop: Loop, fd: int) -> None:
-        self.on_taken: Callable[[int], None] = lambda _count: None
-        self._loop = loop
-        self._fd = fd
-        self._pending: deque[memoryview] = deque()
-        self._watched = False
-        self._ended = False
-
-    def write(self, data: bytes) -> None:
-        """Write the data, in time."""
-        if self._fd == CLOSED:
-            self.on_taken(len(data))
-        elif data:
-            self._pending.append(memoryview(data))
-            if not self._watched:
-                self._push()
-
-    def end(self) -> None:
-        """Close the pipe once everything is written."""
-        self._ended = True
-        if not self._pending:
-            self.close()
-
-    def close(self) -> None:
-        """Close the pipe now."""
-        if self._fd != CLOSED:
-            self._watch(wanted=False)
-            os.close(self._fd)
-            self._fd = CLOSED
-        lost = sum(map(len, self._pending))
-        self._pending.clear()
-        if lost:
-            self.on_taken(lost)
-
-    def _push(self) -> None:
-        try:
-            while self._pending:
-                view = self._pending[0]
-                count = os.write(self._fd, view)
-                if count == len(view):
-                    self._pending.popleft()
-                else:
-                    self._pending[0] = view[count:]
-                self.on_taken(count)
-        except BlockingIOError:
-            pass
-        except BrokenPipeError:
-            self.close()
-            return
-        if self._ended and not self._pending:
-            self.close()
-        else:
-            self._watch(wanted=bool(self._pending))
-
-    def _watch(self, *, wanted: bool) -> None:
-        if wanted and not self._watched:
-            self._loop.add(self._fd, self._push, WRITE)
-        elif self._watched and not wanted:
-            self._loop.remove(self._fd)
-        self._watched = wanted
 
 
 class Program:
@@ -96,6 +28,7 @@ class Program:
         self._loop = loop
         self._on_ready = on_ready
         self._paused: set[int] = set()
+        self._pace = Pace(loop)
         inward = {fd: os.pipe() for fd in (STDIN_FD, JOB_FD)}
         outward = {fd: os.pipe() for fd in STREAMS}
         # What the interpreter gets, by the descriptors that it expects; closed here once it has them.
@@ -119,18 +52,16 @@ class Program:
         self.stdin.close()
         self._job.close()
 
-    def feed(self, job: dict[str, Any], stdin: bytes | None) -> None:
-        """Hand over the job, and all of stdin; with None it stays open, for its owner to write and end."""
+    def feed(self, job: dict[str, Any]) -> None:
+        """Hand over the job. Stdin is its owner's to write and end, at any time."""
         self._job.write(marshal.dumps(job))
         self._job.end()
-        if stdin is not None:
-            self.stdin.write(stdin)
-            self.stdin.end()
 
     def pause(self, stream: str) -> None:
         """Read no more of one stream until `resume`: its writer waits once the pipe is full."""
         for number, fd in self._outputs.items():
             if STREAMS[number] == stream and number not in self._paused:
+                self._pace.wake(fd)
                 self._paused.add(number)
                 self._loop.remove(fd)
 
@@ -142,6 +73,7 @@ class Program:
 
     def drain(self) -> None:
         """Deliver what is left in the pipes of an interpreter that is dead, and close them."""
+        self._pace.end()
         for stream in list(self._outputs):
             while stream in self._outputs and self._read(stream):
                 pass
@@ -159,6 +91,8 @@ class Program:
             self._close_output(stream)
         elif self.ready:
             self.on_output(STREAMS[stream], data)
+            if len(data) < SMALL and stream not in self._paused and self._pace.is_spent():
+                self._pace.rest(self._outputs[stream], partial(self._read, stream))
         elif stream == VALUE_FD:
             self.ready = True
             self._on_ready()
@@ -170,6 +104,7 @@ class Program:
 
     def _close_output(self, stream: int) -> None:
         fd = self._outputs.pop(stream)
+        self._pace.wake(fd)
         if stream in self._paused:
             self._paused.remove(stream)
         else:

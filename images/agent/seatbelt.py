@@ -48,18 +48,18 @@ class Seatbelt:
         self.scratch = layout.make_scratch()
         self.program = Program(loop, self._become_ready)
         self._loop = loop
-        self._order: tuple[dict[str, Any], bytes | None] | None = None
+        self._order: dict[str, Any] | None = None
         self._started_at: float | None = None
         limits = LIMITED.format(files=files, blocks=file_bytes // BLOCK)
         tmp = layout.scratch / str(self.scratch) / "tmp"
         self._spawn(["/bin/sh", "-c", limits, "sh", command, *confinement(layout, tmp)], layout.workspace, tmp)
 
-    def start(self, job: dict[str, Any], stdin: bytes | None) -> None:
+    def start(self, job: dict[str, Any]) -> None:
         """Hand over the job; an interpreter that still boots gets it when it is ready."""
         self._started_at = time.monotonic()
-        self._order = (job, stdin)
+        self._order = job
         if self.program.ready:
-            self.program.feed(job, stdin)
+            self.program.feed(job)
 
     def kill(self) -> None:
         """Kill the process group."""
@@ -90,7 +90,7 @@ class Seatbelt:
 
     def _become_ready(self) -> None:
         if self._order is not None:
-            self.program.feed(*self._order)
+            self.program.feed(self._order)
         self.on_ready()
 
     def _finish(self) -> None:

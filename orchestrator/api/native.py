@@ -7,13 +7,11 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
-from orchestrator.api import files
+from orchestrator.api import executions, files
+from orchestrator.api.executions import Sid
 from orchestrator.api.waiting import while_connected
 from orchestrator.models import (
-    ID_PATTERN,
     Execution,
-    ExecutionPage,
-    ExecutionRequest,
     Isolation,
     OneShotRequest,
     PoolPage,
@@ -26,17 +24,6 @@ from orchestrator.models import (
 )
 from orchestrator.service import Orchestrator
 
-Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
-Eid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the execution")]
-IdempotencyKey = Annotated[
-    str | None,
-    Parameter(
-        header="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        description="a request that is sent again with its key is answered with the execution that the first one began",
-    ),
-]
 PageSize = Annotated[int, Parameter(ge=1, le=1000, description="sessions of one page")]
 
 
@@ -76,35 +63,6 @@ async def extend_session(service: Orchestrator, sid: Sid, data: SessionPatch) ->
 async def end_session(service: Orchestrator, sid: Sid) -> None:
     """End a session; what runs in it is killed and its container destroyed."""
     service.sessions.end(service.sessions.get(sid), "closed")
-
-
-@post("/sessions/{sid:str}/executions", status_code=HTTP_200_OK, summary="Execute")
-async def execute(
-    service: Orchestrator, request: Request[Any, Any, Any], sid: Sid, data: ExecutionRequest, key: IdempotencyKey = None
-) -> Execution:
-    """Run code or a command to its end. A failing code is an outcome, not an HTTP error.
-
-    Who disconnects cancels it, unless the request has an Idempotency-Key to ask again with.
-    """
-    return await while_connected(request, service.sessions.execute(sid, data, key=key))
-
-
-@get("/sessions/{sid:str}/executions", summary="List executions")
-async def list_executions(service: Orchestrator, sid: Sid) -> ExecutionPage:
-    """List the executions that the session remembers, oldest first."""
-    return ExecutionPage(executions=[record.facts for record in service.sessions.get(sid).records.values()])
-
-
-@get("/sessions/{sid:str}/executions/{eid:str}", summary="Read an execution")
-async def read_execution(service: Orchestrator, sid: Sid, eid: Eid) -> Execution:
-    """Return one execution; its outcome is null while it runs."""
-    return service.sessions.execution(sid, eid).facts
-
-
-@delete("/sessions/{sid:str}/executions/{eid:str}", status_code=HTTP_204_NO_CONTENT, summary="Cancel an execution")
-async def cancel_execution(service: Orchestrator, sid: Sid, eid: Eid) -> None:
-    """Kill an execution; one that has ended is left alone."""
-    service.sessions.cancel(sid, eid)
 
 
 @post("/execute", status_code=HTTP_200_OK, summary="Execute once")
@@ -155,10 +113,7 @@ router = Router(
         read_session,
         extend_session,
         end_session,
-        execute,
-        list_executions,
-        read_execution,
-        cancel_execution,
+        *executions.handlers,
         execute_once,
         list_templates,
         read_pool,

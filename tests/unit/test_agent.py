@@ -77,6 +77,10 @@ async def container(engine: LocalEngine) -> Container:
 
 async def run(container: Container, code: str | None = None, *, session_env: Any = None, **fields: Any) -> Execution:
     """Run as the service does, and return what it would answer, the value decoded."""
+    return (await record_of(container, code, session_env=session_env, **fields)).facts
+
+
+async def record_of(container: Container, code: str | None = None, *, session_env: Any = None, **fields: Any) -> Record:
     request = msgspec.convert({"code": code, "timeout_s": SOON_S} | fields, ExecutionRequest)
     timeout_s = request.timeout_s or SOON_S
     record = Record(f"e{next(NUMBERS)}", "s1", note_of(request, timeout_s=timeout_s, key=None))
@@ -85,7 +89,7 @@ async def run(container: Container, code: str | None = None, *, session_env: Any
     await record.run(container, job, grace_s=SOON_S)
     if isinstance(record.facts.value, msgspec.Raw):
         record.facts.value = msgspec.json.decode(record.facts.value)
-    return record.facts
+    return record
 
 
 async def value_of(container: Container, code: str, **fields: Any) -> Any:
@@ -219,6 +223,20 @@ async def test_a_character_that_arrives_in_two_pieces_is_whole(container: Contai
     code = "import os, time\nos.write(1, b'\\xc3')\ntime.sleep(0.05)\nos.write(1, b'\\xbc')"
     execution = await run(container, code)
     assert (execution.stdout, execution.replaced) == ("ü", [])
+
+
+async def test_many_small_writes_become_few_pieces(container: Container) -> None:
+    """The agent and we keep and send pieces: as many as writes would be a hundred times the output's size."""
+    record = await record_of(container, "import os\nfor n in range(100_000): os.write(1, b'%d\\n' % n)")
+    assert record.facts.stdout == "".join(f"{n}\n" for n in range(100_000))
+    assert len(record.output) < 5_000
+
+
+async def test_the_first_small_writes_are_pieces_of_their_own(container: Container) -> None:
+    code = "import os, time\nfor n in range(20):\n  os.write(1 + n % 2, b'%d\\n' % n)\n  time.sleep(0.003)"
+    record = await record_of(container, code)
+    assert len(record.output) == 20
+    assert [record.output.piece(number)[0] for number in (1, 2)] == ["stdout", "stderr"]
 
 
 async def test_a_sandbox_that_is_killed_from_outside_is_killed(container: Container) -> None:

@@ -344,7 +344,7 @@ def test_an_execution_is_answered_in_full_and_can_be_read_again(client: httpx.Cl
     assert execution["value"] == [{"a": 1}, execution["id"]]
     assert execution["usage"]["max_rss_bytes"] > MIB
     assert client.get(f"{session}/executions/{execution['id']}").json() == execution
-    assert client.get(f"{session}/executions").json() == {"executions": [execution]}
+    assert client.get(f"{session}/executions").json() == {"executions": [execution], "next": None}
 
 
 def test_a_failing_code_is_an_outcome_and_no_error_of_http(client: httpx.Client, session: str) -> None:
@@ -462,6 +462,7 @@ ROUTES = {
     "/v1/sessions/{sid}": {"get", "patch", "delete"},
     "/v1/sessions/{sid}/executions": {"get", "post"},
     "/v1/sessions/{sid}/executions/{eid}": {"get", "delete"},
+    "/v1/sessions/{sid}/executions/{eid}/stdin": {"post"},
     "/v1/execute": {"post"},
     "/v1/templates": {"get"},
     "/v1/pool": {"get"},

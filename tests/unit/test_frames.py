@@ -16,7 +16,8 @@ from orchestrator.channel import Channel
 from orchestrator.container import AGENT_VERSION, Container
 from orchestrator.engine import Spec
 from orchestrator.errors import ContainerLost, EngineError
-from orchestrator.frames import AnyAgentFrame, Bound, Fault, Hello, Known, Output, Pong, Result
+from orchestrator.frames import AnyAgentFrame, Bound, Fault, Hello, Known, Output, Pong, Result, StdinTaken
+from orchestrator.output import STREAMS
 from tests.fake_engine import Played, Stage
 
 SPEC = Spec(
@@ -131,6 +132,7 @@ FRAMES: list[AnyAgentFrame] = [
     RESULT,
     Pong(number=1),
     Fault(message="why"),
+    StdinTaken(number=1, result="full"),
 ]
 LIES: list[tuple[str, dict[str, Any]]] = [
     ("unknown type", {"type": "exec", "id": "e1"}),
@@ -279,13 +281,14 @@ LYING: list[tuple[str, list[dict[str, Any]], str]] = [
     ("output of an unknown execution", [output(eid="e2")], "an execution that does not run"),
     ("output that skips a number", [output(seq=2)], "out of order"),
     ("output twice", [output(), output()], "out of order"),
-    ("more output than allowed", [output(data=b"x" * (3 * OUTPUT_LIMIT + 1))], "above the limit"),
-    ("too much in pieces", [output(seq, b"x" * OUTPUT_LIMIT) for seq in (1, 2, 3, 4)], "above the limit"),
+    ("more output than allowed", [output(data=b"x" * (len(STREAMS) * OUTPUT_LIMIT + 1))], "above the limit"),
+    ("too much in pieces", [output(seq, b"x" * OUTPUT_LIMIT) for seq in range(1, len(STREAMS) + 2)], "above the limit"),
     ("a result before its output", [ENDED | {"seq": 1}], "out of order"),
     ("a result of an unknown execution", [ENDED | {"id": "e2"}], "an execution that does not run"),
     ("output after the result", [ENDED, output()], "an execution that does not run"),
     ("a second result", [ENDED, ENDED], "an execution that does not run"),
     ("a pong without a ping", [{"type": "pong", "number": 7}], "nobody asked for"),
+    ("an answer about stdin", [{"type": "stdin_taken", "number": 1, "result": "taken"}], "nobody asked for"),
     ("a second hello", [as_dict(HELLO)], "nobody asked for"),
     ("a fault", [{"type": "fault", "message": "it burns"}], "it burns"),
 ]

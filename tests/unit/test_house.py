@@ -21,12 +21,12 @@ AGENT = ROOT / "images" / "agent"
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
     0: "orchestrator models errors settings calls exchange",
-    1: "frames log metrics",
+    1: "frames log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files recipes",
-    3: "pool executions session admission sessions",
+    3: "pool executions session admission stdin sessions",
     4: "plan reconciler",
     5: "service",
-    6: "api api.guard api.problems api.bodies api.protocol api.waiting api.files api.native api.operations api.seed app sdk",
+    6: "api api.guard api.problems api.bodies api.protocol api.waiting api.files api.executions api.native api.operations api.seed app sdk",
     7: "doctor server cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

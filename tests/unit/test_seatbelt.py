@@ -59,7 +59,9 @@ def run(tmp_path: Path) -> Run:
             "context": {},
             "env": {},
         }
-        launcher.start(empty | {"timeout_s": 10.0, "deadline": 0.0} | job, stdin)
+        launcher.start(empty | {"timeout_s": 10.0, "deadline": 0.0} | job)
+        launcher.program.stdin.write(stdin)
+        launcher.program.stdin.end()
         if kill_s is not None:
             loop.call_later(kill_s, launcher.kill)
         with pytest.raises(Ended):
