@@ -198,8 +198,8 @@ async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
             try:
                 while not execution.done():
                     await asyncio.wait({execution}, timeout=LOOK_S)
-                    if service.reconciler.start_fault is not None:
-                        raise EngineError(service.reconciler.start_fault)
+                    if service.reconciler.starts.fault is not None:
+                        raise EngineError(service.reconciler.starts.fault)
                 # As over HTTP: the value is still the bytes that came out of the sandbox.
                 return msgspec.json.decode(msgspec.json.encode(execution.result()), type=Execution)
             finally:

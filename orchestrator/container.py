@@ -8,15 +8,19 @@ from collections.abc import Callable, Iterator
 from typing import Any, get_args
 
 from orchestrator import frames, isolation
-from orchestrator.channel import Channel
+from orchestrator.channel import AGAIN_S, Channel, being_attached
 from orchestrator.engine import Engine, Spec
-from orchestrator.errors import ContainerLost, EngineError, IsolationError
+from orchestrator.errors import ContainerLost, EngineError, IsolationError, Unavailable
 from orchestrator.frames import Result, StdinResult
 from orchestrator.models import Stream
 from orchestrator.streams import Streams
 
 AGENT_VERSION = 4
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
+BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
+CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
+OVERDUE_STEP_S = 0.1
+NOT_ARRIVED = "The stream to the container broke before the job had arrived: send it again"
 HELD = 8  # results that the agent of one container holds beyond their arrival
 Sink = Callable[[Stream, bytes], None]
 
@@ -27,7 +31,7 @@ class _Run:
     `is_sent` once the whole job is; a cancel before that comes too early for the agent, and is said again.
     """
 
-    __slots__ = ("done", "is_cancelled", "is_sent", "seq", "sink", "sizes")
+    __slots__ = ("done", "is_cancelled", "is_sent", "overdue_at", "seq", "sink", "sizes", "timer")
 
     def __init__(self, sink: Sink) -> None:
         self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
@@ -36,12 +40,27 @@ class _Run:
         self.sizes: Counter[Stream] = Counter()
         self.is_sent = False
         self.is_cancelled = False
+        self.overdue_at: float | None = None
+        self.timer: asyncio.TimerHandle | None = None
 
 
 class Container:
-    """A started container. `lost_reason` is set once, when it or its agent vanished or lied."""
+    """A started container. `lost_reason` is set once, when it or its agent vanished or lied.
 
-    def __init__(self, spec: Spec, template: str, *, output_limit: int, on_lost: Callable[["Container"], None]) -> None:
+    `broken_at` is set while its stream is broken and it may be attached again; only who gives `on_broken` has that done.
+    `blames_agent` tells of a time whether silence since then is the agent's doing, and not the engine's.
+    """
+
+    def __init__(
+        self,
+        spec: Spec,
+        template: str,
+        *,
+        output_limit: int,
+        on_lost: Callable[["Container"], None],
+        on_broken: Callable[["Container"], None] | None = None,
+        blames_agent: Callable[[float], bool] = lambda _: True,
+    ) -> None:
         self.name = spec.name
         self.template = template
         self.spec = spec
@@ -50,16 +69,27 @@ class Container:
         self.lost_reason: str | None = None
         self.ready_at = 0.0
         self.missed_beats = 0
+        self.silent_since = 0.0
+        self.broken_at: float | None = None
+        self.broken_reason = ""
+        self.tries = 0
         self._on_lost = on_lost
+        self._on_broken = on_broken
+        self._blames_agent = blames_agent
+        self._whole = asyncio.Event()
+        self._whole.set()
+        self._closed = False
         self._output_limits = dict.fromkeys(get_args(Stream), output_limit) | {"artifact": ARTIFACT_BYTES}
-        self._channel = Channel(self._on_frame, self._lose)
+        self._channel = Channel(self._on_frame, self._lose, self._break)
         self.streams = Streams(self._channel)
         self._runs: dict[str, _Run] = {}
         self._adopted: frozenset[str] = frozenset()
         self._hello: asyncio.Future[frames.Hello] | None = None
         self._nonce = ""
+        self._session: str | None = None
         self._bound: asyncio.Future[str] | None = None
         self._acks: list[str] = []
+        self._told: set[str] = set()  # acknowledged since the last pong
         self._held: deque[str] = deque()
         self._feeding: dict[int, asyncio.Future[StdinResult]] = {}
         self._feeds = 0
@@ -78,20 +108,46 @@ class Container:
         self._channel.open(await engine.attach(self.name, self._channel))
         hello = await self._greet({})
         self._adopted = frozenset(known.id for known in hello.executions)
+        self._session = hello.session
         self._channel.in_step = True
         self._judge(engine, hello)
         return hello
 
+    async def attach_again(self, engine: Engine) -> None:
+        """Attach anew after the stream broke, and catch up with what runs. SandboxError when it failed this time."""
+        if self._closed or self.lost_reason is not None:
+            return
+        self._adopted |= self._runs.keys()  # what comes again of them is told from what is new by its number
+        self._channel.reopen()
+        try:
+            self._channel.open(await engine.attach(self.name, self._channel))
+            hello = await self._greet({})
+        except BaseException:  # cancelled as well: nobody listens to half a try
+            self._channel.close()
+            raise
+        if hello.session != self._session:
+            self._lose("the agent is bound to another session")
+        else:
+            self._channel.in_step = True
+            self._catch_up({known.id: known for known in hello.executions})
+
     async def bind(self, session: str, kept: dict[str, Any]) -> None:
-        """Tell the agent its session, once, and what it is to keep for who adopts it."""
+        """Tell the agent its session, once, and what it is to keep for who adopts it. Unavailable without an answer."""
+        self.require()
         self._bound = asyncio.get_running_loop().create_future()
         self._channel.send(frames.encode("bind", session=session, kept=kept))
-        if await self._bound != session:
+        try:
+            async with asyncio.timeout(BIND_S):
+                self._session = await self._bound
+        except TimeoutError:
+            raise Unavailable("The container did not answer in time: try again", retry_after_s=AGAIN_S) from None
+        if self._session != session:
             self._lose("the agent is bound to another session")
             raise ContainerLost("The container belongs to another session")
 
     def keep(self, session: str, kept: dict[str, Any]) -> None:
-        """Replace what the agent keeps."""
+        """Replace what the agent keeps. Unavailable while its stream is broken."""
+        self.require()
         self._channel.send(frames.encode("bind", session=session, kept=kept))
 
     async def execute(
@@ -111,22 +167,26 @@ class Container:
     async def _work(
         self, eid: str, lines: Iterator[bytes], deadline_s: float | None, sink: Sink, *, hold: bool
     ) -> Result:
+        if self.broken_at is not None:
+            await self._whole.wait()
         if self.lost_reason is not None:
             raise ContainerLost(self.lost_reason)
         run = self._runs[eid] = _Run(sink)
+        if deadline_s is not None:
+            run.timer = asyncio.get_running_loop().call_later(deadline_s, self._overdue, eid)
         try:
-            async with asyncio.timeout(deadline_s):
-                for line in lines:
-                    self._channel.send(line)
-                    await self._channel.drain()
-                run.is_sent = True
-                if run.is_cancelled:
-                    self.cancel(eid)
-                result = await run.done
-        except TimeoutError:
-            self._lose("the agent gave no result in time")
-            raise ContainerLost("The container gave no result in time") from None
+            for line in lines:
+                self._channel.send(line)
+                await self._channel.drain()
+            run.is_sent = True
+            if run.is_cancelled:
+                self.cancel(eid)
+            result = await run.done
+        except Unavailable:
+            raise ContainerLost(NOT_ARRIVED) from None
         finally:
+            if run.timer is not None:
+                run.timer.cancel()
             del self._runs[eid]
         # Acknowledged with the next frame: a write of its own would cost as much as the job's.
         if hold:
@@ -137,12 +197,10 @@ class Container:
 
     def cancel(self, eid: str) -> None:
         """Ask the agent to kill an execution, once it has all of it; its result follows."""
-        run = self._runs.get(eid)
-        if run is None or self._channel.closed:
-            return
-        run.is_cancelled = True
-        if run.is_sent:
-            self._channel.send(frames.encode("cancel", id=eid))
+        if (run := self._runs.get(eid)) is not None:
+            run.is_cancelled = True
+            if run.is_sent and self.broken_at is None and not self._channel.closed:
+                self._channel.send(frames.encode("cancel", id=eid))
 
     async def feed(self, eid: str, data: bytes, *, close: bool) -> StdinResult:
         """Send all of the data to the stdin of an execution, or nothing: what became of it."""
@@ -162,9 +220,11 @@ class Container:
 
     def beat(self) -> bool:
         """Ping the agent. Return whether the ping before was answered; one that is being removed is not asked."""
-        if self._channel.closed:
+        if self._channel.closed or self.broken_at is not None:
             return True
         answered = self._pongs == self._pings
+        if not (answered or self.missed_beats):
+            self.silent_since = time.monotonic()
         self.missed_beats = 0 if answered else self.missed_beats + 1
         if answered:
             self._pings += 1
@@ -175,13 +235,25 @@ class Container:
         """Give the container up."""
         self._lose(reason)
 
+    @property
+    def is_usable(self) -> bool:
+        """Tell whether it can be talked to."""
+        return self.lost_reason is None and self.broken_at is None
+
+    def require(self) -> None:
+        """Refuse what would need its agent now. Unavailable while its stream is broken."""
+        if self.broken_at is not None and self.lost_reason is None:
+            raise being_attached()
+
     def close(self, reason: str) -> None:
         """Detach; executions that run end with ContainerLost."""
+        self._closed = True
         self._channel.close()
         self._fail(reason)
 
     def _take_acks(self) -> list[str]:
         acks, self._acks = self._acks, []
+        self._told.update(acks)
         return acks
 
     async def _greet(self, limits: dict[str, int]) -> frames.Hello:
@@ -222,6 +294,7 @@ class Container:
                     result.set_result(frame.result)
             case frames.Pong() if frame.number == self._pings:
                 self._pongs = self._pings
+                self._told.clear()
             case frames.Hello() if self._hello is not None and not self._hello.done():
                 if frame.nonce == self._nonce or self._channel.in_step:  # else the answer to who attached before
                     self._hello.set_result(frame)
@@ -256,8 +329,56 @@ class Container:
             self._fail(self.lost_reason)
             self._on_lost(self)
 
+    def _break(self, reason: str) -> None:
+        """The stream has ended. What runs goes on, and waits to be caught up with, where somebody attaches again."""
+        if self._on_broken is None or not self.ready_at:
+            self._lose(reason)
+            return
+        for future in (self._hello, self._bound, *self._feeding.values()):
+            if future is not None and not future.done():
+                future.set_exception(Unavailable("The stream to the container broke: try again", retry_after_s=AGAIN_S))
+        self._feeding.clear()
+        self.streams.fail(f"The stream to the container broke, its session goes on: try again ({reason})")
+        if self.broken_at is None:
+            self.broken_at, self.broken_reason, self.tries = time.monotonic(), reason, 0
+            self._whole.clear()
+            self._channel.is_waited_for = True
+        self._on_broken(self)
+
+    def _catch_up(self, known: dict[str, frames.Known]) -> None:
+        self.broken_at = None
+        self.missed_beats = 0
+        self._channel.is_waited_for = False
+        self.streams.restart("The stream to the container was opened anew: try again")
+        self._pongs = self._pings
+        settled_at = time.monotonic() + CATCH_UP_S
+        for eid, run in self._runs.items():
+            if run.overdue_at is not None:
+                run.overdue_at = settled_at
+            if eid in known:
+                self._channel.send(frames.encode("resync", id=eid, seq=run.seq))
+                if run.is_cancelled:
+                    self._channel.send(frames.encode("cancel", id=eid))
+            elif not run.done.done():
+                run.done.set_exception(ContainerLost(NOT_ARRIVED))
+        self._acks += sorted(self._told & known.keys())  # said to a stream that may have been broken by then
+        self._told.clear()
+        self._whole.set()
+
+    def _overdue(self, eid: str) -> None:
+        """No result in time: the agent is wedged, unless it is the engine that passes nothing on."""
+        run = self._runs[eid]
+        if run.overdue_at is None:
+            run.overdue_at = time.monotonic()
+        if self.broken_at is None and self._blames_agent(run.overdue_at):
+            self._lose("the agent gave no result in time")
+        else:
+            run.timer = asyncio.get_running_loop().call_later(OVERDUE_STEP_S, self._overdue, eid)
+
     def _fail(self, reason: str) -> None:
         self.streams.fail(reason)
+        self._channel.is_waited_for = False
+        self._whole.set()
         waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.values()]
         waiting += self._feeding.values()
         waiting += [future for future in (self._hello, self._bound) if future is not None]

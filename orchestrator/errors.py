@@ -143,6 +143,12 @@ class EngineError(Unavailable):
     code, title = "engine_error", "Engine error"
 
 
+class EngineAway(EngineError):
+    """The engine cannot be reached, or gave no answer in time: what was asked for may have been done."""
+
+    code, title = "engine_away", "Engine away"
+
+
 class BrokenReconciler(SandboxError):
     """The care of containers ended by a fault of ours: the service ends, for whoever restarts it."""
 

@@ -32,6 +32,7 @@ class Metrics:
         self.pool_misses = counter("pool_misses", "Acquires that waited for a start", "template")
         self.container_start = seconds("container_start", "Time from create to passed self-test", "template", "result")
         self.containers_removed = counter("containers_removed", "Containers that were removed", "reason")
+        self.attached_again = counter("containers_attached_again", "Containers whose stream broke and was had again")
         self.heartbeats_missed = counter("heartbeats_missed", "Pings that an agent did not answer in time")
         self.reconcile = seconds("reconcile", "Time of one reconcile", "result")
         self.engine_call = seconds("engine_call", "Time of one call to the engine", "call", "result")

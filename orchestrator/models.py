@@ -243,10 +243,14 @@ class PoolState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class PoolPage(msgspec.Struct, frozen=True, kw_only=True):
-    """The pools of all templates, and the cap on all containers together."""
+    """The pools of all templates, and the cap on all containers together.
+
+    `quarantined` names the containers that the engine refuses to remove; they count until they are gone.
+    """
 
     pools: list[PoolState]
     containers: int
+    quarantined: list[str]
     max_containers: int
 
 

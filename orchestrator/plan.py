@@ -24,30 +24,38 @@ class View:
 
     `seen` is None when the engine was not asked or did not answer: then nothing is concluded from
     absence. Nor is it for a container that is not `older`: started before the engine was asked.
-    Everything else was copied after that.
+    Everything else was copied after that. The stream of a `broken` container ended, and nobody attaches to it just now;
+    a start that was `given_up` may have made its container late. `strangers` are listed by the engine and known to
+    nobody, for so long.
     """
 
     pools: Mapping[str, PoolView]
     sessions: Mapping[str, str]
     overdue: Mapping[str, EndReason]
     lost: frozenset[str]
-    known: frozenset[str]
+    strangers: Mapping[str, float]
     older: frozenset[str]
     seen: Mapping[str, Seen] | None
+    broken: frozenset[str]
+    given_up: frozenset[str]
     room: int
     max_age_s: float
     orphan_age_s: float
-    now: float
 
 
 @dataclass(slots=True)
 class Plan:
-    """Containers to start by template, sessions to end and ready containers to drop by reason, orphans to remove."""
+    """Containers to start by template, sessions to end and ready containers to drop by reason, orphans to remove.
+
+    Of the containers whose stream broke: those to give up, and those to attach to again.
+    """
 
     start: dict[str, int] = field(default_factory=dict)
     end: dict[str, EndReason] = field(default_factory=dict)
     drop: dict[str, str] = field(default_factory=dict)
     orphans: list[str] = field(default_factory=list)
+    lose: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
 
 
 def plan(view: View) -> Plan:
@@ -62,12 +70,12 @@ def plan(view: View) -> Plan:
                 made.drop[name] = "lost"
             elif age_s > view.max_age_s:
                 made.drop[name] = "max_age"
+    made.orphans = [
+        name for name, age_s in view.strangers.items() if name in view.given_up or age_s >= view.orphan_age_s
+    ]
     if view.seen is not None:
-        made.orphans = [
-            name
-            for name, seen in view.seen.items()
-            if name not in view.known and view.now - seen.created_at >= view.orphan_age_s
-        ]
+        made.lose = [name for name in view.broken if _is_gone(view, name)]
+        made.again = [name for name in view.broken if name not in made.lose and name in view.seen]
     room = view.room
     # Those who wait come before those who might: every pool's waiting first, then the pools' sizes.
     for template, pool in view.pools.items():

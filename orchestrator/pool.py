@@ -36,7 +36,7 @@ class Pool:
         """
         self._wake()
         for container in self.ready:
-            if container.lost_reason is None:  # one that is lost stays: the reconciler removes what it finds here
+            if container.is_usable:  # another stays: the reconciler removes it, or attaches to it again
                 self.ready.remove(container)
                 return container, "warm"
         future: asyncio.Future[Container] = asyncio.get_running_loop().create_future()
@@ -53,9 +53,15 @@ class Pool:
                 raise Unavailable("No container became ready in time: try again later", retry_after_s=5) from None
             raise
 
+    def offer(self, container: Container) -> None:
+        """Give one that was kept ready, and is usable again, to the first who waits."""
+        if container in self.ready:
+            self.ready.remove(container)
+            self.supply(container)
+
     def supply(self, container: Container) -> None:
         """Give a started container to the first who waits, or keep it ready."""
-        while self.waiting and container.lost_reason is None:
+        while self.waiting and container.is_usable:
             future = self.waiting.popleft()
             if not future.done():
                 future.set_result(container)

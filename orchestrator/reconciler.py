@@ -2,55 +2,30 @@
 
 import asyncio
 import math
-import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Coroutine
+from typing import Any
 
-import msgspec
 import structlog
 
 from orchestrator.container import Container
-from orchestrator.engine import Engine, Seen, Spec
-from orchestrator.errors import EngineError, SandboxError
+from orchestrator.engine import Engine, Spec
+from orchestrator.errors import EngineAway, EngineError, SandboxError
 from orchestrator.metrics import Metrics
+from orchestrator.observer import Observer
 from orchestrator.plan import Plan, PoolView, View, plan
 from orchestrator.pool import Pool
-from orchestrator.recipes import TEMPLATE_LABEL, UID_LABEL, limits_of, spec_of
+from orchestrator.removals import Removals
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
+from orchestrator.starts import Starts
 
 log = structlog.get_logger()
-FIRST_BACKOFF_S, LAST_BACKOFF_S = 1.0, 30.0
-PARALLEL_STARTS = 4
 ORPHAN_AGE_S = 60.0
 END_S = 10.0  # how long the end of the service waits for containers to be removed
-
-
-class Backoff:
-    """Pause between failed starts of one template: doubled each time, with jitter."""
-
-    def __init__(self) -> None:
-        self._failures = 0
-        self._until = 0.0
-
-    def failed(self) -> float:
-        """Count a failure; return the pause that follows it."""
-        longest_s: float = FIRST_BACKOFF_S * 2.0**self._failures
-        pause_s = min(LAST_BACKOFF_S, longest_s) * random.uniform(0.8, 1.2)  # noqa: S311 - jitter is no secret
-        self._failures += 1
-        self._until = time.monotonic() + pause_s
-        return pause_s
-
-    def succeeded(self) -> None:
-        """Forget the failures."""
-        self._failures = 0
-        self._until = 0.0
-
-    def may_start(self, now: float) -> int:
-        """How many starts are allowed now; after a failure a single one probes."""
-        if now < self._until:
-            return 0
-        return 1 if self._failures else PARALLEL_STARTS
+ATTACH_S = 5.0  # one try to attach again
+ATTACH_TRIES = 5
+ATTACH_PAUSE_S = 0.2
 
 
 class Reconciler:
@@ -63,16 +38,31 @@ class Reconciler:
         self.known: dict[str, Container] = {}
         self.layers: dict[str, bool] = {}
         self.canary: dict[str, object] = {}
-        self.engine_fault: str | None = "the engine was not asked yet"
-        self.start_fault: str | None = None
+        self.observer = Observer(engine, metrics, every_s=settings.reconcile_seconds, wake=self.wake)
+        self.removals = Removals(engine, metrics, spawn=self._spawn, on_gone=self._forget)
+        self.starts = Starts(
+            settings,
+            engine,
+            metrics,
+            templates=list(pools),
+            enlist=self.enlist,
+            discard=self.discard,
+            on_ready=self.note_ready,
+            wake=self.wake,
+            spawn=self._spawn,
+        )
         self._settings = settings
         self._engine = engine
         self._pools = pools
         self._metrics = metrics
-        self._backoffs = {template: Backoff() for template in pools}
-        self._removing: dict[str, str] = {}
+        self._attaching: set[str] = set()
+        self._strangers: dict[str, float] = {}
         self._woken = asyncio.Event()
-        self._look_at = 0.0
+
+    @property
+    def occupied(self) -> int:
+        """How many containers there are of ours, as far as we know: those that nobody knows but must be removed too."""
+        return len(self.known) + sum(name not in self.known for name in self.removals.reasons)
 
     def wake(self) -> None:
         """Have the next plan made at once."""
@@ -81,9 +71,25 @@ class Reconciler:
     def discard(self, container: Container, reason: str) -> None:
         """Destroy a container that nobody holds any more."""
         container.close(f"the container was removed ({reason})")
-        if container.name in self.known and container.name not in self._removing:
-            self._removing[container.name] = reason
-            self._tasks.create_task(self._remove(container.name))
+        if container.name in self.known:
+            self.removals.begin(container.name, reason)
+
+    def enlist(self, spec: Spec, template: str) -> Container:
+        """Take a container into `known`; it may not exist yet."""
+        container = Container(
+            spec,
+            template,
+            output_limit=self._settings.max_output,
+            on_lost=lambda _: self.wake(),
+            on_broken=self._broken if self._engine.reattaches else None,
+            blames_agent=self.observer.blames_agent,
+        )
+        self.known[spec.name] = container
+        return container
+
+    def note_ready(self, container: Container) -> None:
+        """Remember what the newest container's self-test showed."""
+        self.layers, self.canary = container.layers, container.canary
 
     async def run(self, sessions: Sessions) -> None:
         """Reconcile until cancelled: when woken, when a session is due, and every `reconcile_seconds`."""
@@ -92,21 +98,16 @@ class Reconciler:
             while True:
                 self._woken.clear()
                 try:
-                    await self._reconcile(sessions)
+                    self._reconcile(sessions)
                 except Exception:  # a fault of ours in one tick must not end the care of all containers
                     log.exception("reconcile_failed")
                 due = min((session.due for session in sessions.held.values()), default=math.inf)
-                wait_s = min(self._look_at, due) - time.monotonic()
+                wait_s = min(self.observer.next_at, due) - time.monotonic()
                 try:
                     async with asyncio.timeout(max(0.01, wait_s)):
                         await self._woken.wait()
                 except TimeoutError:
                     pass
-
-    async def adopt(self, sessions: Sessions) -> None:
-        """Take over the sessions of an earlier orchestrator, and remove what else it left. Before `run`."""
-        seen = await self._engine.list()
-        await asyncio.gather(*(self._adopt(item, sessions) for item in seen))
 
     async def clear(self, keep: Collection[Container] = ()) -> None:
         """Remove every container of this instance but those to keep, which are left alone. EngineError when it fails."""
@@ -126,28 +127,32 @@ class Reconciler:
 
     def faults(self) -> list[str]:
         """Return why no session can be served, as far as engine and containers are the reason."""
-        found = [self.engine_fault, self.start_fault]
-        if not any(pool.ready or pool.recipe.template.pool_size == 0 for pool in self._pools.values()):
+        found = [self.observer.fault, self.starts.fault]
+        if not any(
+            pool.recipe.template.pool_size == 0 or any(container.is_usable for container in pool.ready)
+            for pool in self._pools.values()
+        ):
             found.append("no container is ready")
+            if self.removals.quarantined and self.occupied >= self._settings.max_containers:
+                count = len(self.removals.quarantined)
+                found.append(f"{count} containers that the engine refuses to remove take up the room")
         return [fault for fault in found if fault is not None]
 
     # --- observe, plan, apply
 
-    async def _reconcile(self, sessions: Sessions) -> None:
-        begun = time.monotonic()
-        older = frozenset(name for name, container in self.known.items() if container.ready_at)
-        seen = None
-        result = "woken"
-        if begun >= self._look_at:
-            self._look_at = begun + self._settings.reconcile_seconds
-            try:
-                seen = {item.name: item for item in await self._engine.list()}
-                self.engine_fault = None
-                result = "ok"
-            except EngineError as error:
-                self._note_engine_fault(error)
-                result = "error"
+    def _reconcile(self, sessions: Sessions) -> None:
         now = time.monotonic()
+        names = self.known.keys() | self.removals.reasons.keys()
+        if self.observer.is_due:
+            ready = frozenset(name for name, container in self.known.items() if container.ready_at)
+            self._spawn(self.observer.look(frozenset(names), ready))
+        if (answer := self.observer.take()) is not None:
+            unknown = answer.seen.keys() - names - answer.names
+            self._strangers = {name: self._strangers.get(name, now) for name in unknown}
+        broken = [one for one in self.known.values() if one.broken_at is not None and one.lost_reason is None]
+        for container in broken:
+            if now - (container.broken_at or now) > self._settings.reattach_seconds:
+                container.lose(container.broken_reason)
         made = plan(
             View(
                 pools={
@@ -156,26 +161,29 @@ class Reconciler:
                         waiting=len(pool.waiting),
                         starting=len(pool.starting),
                         ready={container.name: now - container.ready_at for container in pool.ready},
-                        may_start=self._backoffs[template].may_start(now) - len(pool.starting),
+                        may_start=self.starts.allowed(template, now) - len(pool.starting),
                     )
                     for template, pool in self._pools.items()
                 },
                 sessions={sid: session.container.name for sid, session in sessions.held.items()},
                 overdue={sid: reason for sid, session in sessions.held.items() if (reason := session.overdue(now))},
                 lost=frozenset(name for name, container in self.known.items() if container.lost_reason is not None),
-                known=frozenset(self.known),
-                older=older,
-                seen=seen,
-                room=self._settings.max_containers - len(self.known),
+                strangers={name: now - since for name, since in self._strangers.items() if name not in names},
+                older=frozenset() if answer is None else answer.ready,
+                seen=None if answer is None else answer.seen,
+                broken=frozenset(one.name for one in broken if one.lost_reason is None) - self._attaching,
+                given_up=frozenset(self.starts.given_up),
+                room=self._settings.max_containers - self.occupied,
                 max_age_s=self._settings.max_age_seconds,
                 orphan_age_s=ORPHAN_AGE_S,
-                now=time.time(),
             )
         )
         self._apply(made, sessions)
-        self._metrics.reconcile.labels(result).observe(time.monotonic() - begun)
+        self._metrics.reconcile.labels("woken").observe(time.monotonic() - now)
 
     def _apply(self, made: Plan, sessions: Sessions) -> None:
+        for name in made.lose:
+            self.known[name].lose(self.known[name].broken_reason)
         for sid, reason in made.end.items():
             if session := sessions.held.get(sid):
                 if reason == "lost":
@@ -186,121 +194,61 @@ class Reconciler:
                 pool.ready.remove(container)
                 self.discard(container, made.drop[container.name])
         for name in made.orphans:
-            if name not in self._removing:
-                self._removing[name] = "orphan"
-                self._tasks.create_task(self._remove(name))
+            self.removals.begin(name, "orphan")
+        for name in made.again:
+            self._attaching.add(name)
+            self._spawn(self._attach_again(self.known[name]))
         for template, count in made.start.items():
             for _ in range(count):
-                container = self._new(self._pools[template])
-                self._tasks.create_task(self._start(container, self._pools[template]))
+                taken = {container.spec.uid for container in self.known.values()}
+                self.starts.begin(self._pools[template], taken_uids=taken)
 
-    # --- adopt, start, remove
+    # --- parts
 
-    async def _adopt(self, seen: Seen, sessions: Sessions) -> None:
-        template, uid = seen.labels.get(TEMPLATE_LABEL, ""), seen.labels.get(UID_LABEL, "")
-        reason = "it does not run"
-        if seen.running and template in self._pools and uid.isdigit():
-            spec = msgspec.structs.replace(
-                spec_of(self._settings, self._pools[template].recipe, uid=int(uid)), name=seen.name
-            )
-            container = self._container(spec, template)
-            try:
-                async with asyncio.timeout(self._settings.engine_timeout_seconds):
-                    hello = await container.adopt(self._engine)
-                if sessions.adopt(container, hello):
-                    self.layers, self.canary = container.layers, container.canary
-                    return
-                reason = "it has no session"
-            except TimeoutError:
-                reason = "its agent did not answer"
-            except SandboxError as error:
-                reason = error.detail
-            container.close(reason)
-            del self.known[seen.name]
-        log.info("container_not_adopted", container=seen.name, reason=reason)
-        try:
-            await self._engine.remove(seen.name)
-        except EngineError as error:  # the reconciler finds it again, as an orphan
-            self._note_engine_fault(error)
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.create_task(work)
 
-    def _new(self, pool: Pool) -> Container:
-        """Register a container under a name of ours and a user id of its own, before it exists."""
-        taken = {container.spec.uid for container in self.known.values()}
-        uid = next(uid for uid in range(self._settings.uid_base, 1 << 31) if uid not in taken)
-        container = self._container(spec_of(self._settings, pool.recipe, uid=uid), pool.recipe.template.name)
-        pool.starting.add(container.name)
-        return container
-
-    def _container(self, spec: Spec, template: str) -> Container:
-        limit = self._settings.max_output
-        container = Container(spec, template, output_limit=limit, on_lost=lambda _: self.wake())
-        self.known[spec.name] = container
-        return container
-
-    async def _start(self, container: Container, pool: Pool) -> None:
-        settings, template = self._settings, pool.recipe.template
-        begun = time.monotonic()
-        result = "error"
-        try:
-            async with asyncio.timeout(settings.start_timeout_seconds):
-                await container.start(self._engine, limits_of(settings, pool.recipe))
-            result = "ok"
-        except TimeoutError:
-            self._start_failed(container, pool, "the container gave no sign of life in time")
-        except SandboxError as error:
-            self._start_failed(container, pool, error.detail)
-        except Exception as error:  # whatever it was, only this container is lost by it
-            log.exception("container_start_broke")
-            self._start_failed(container, pool, f"{type(error).__name__}: {error}")
-        else:
-            pool.starting.discard(container.name)
-            self._backoffs[template.name].succeeded()
-            self.start_fault = None
-            self.layers, self.canary = container.layers, container.canary
-            pool.supply(container)
-        finally:
-            pool.starting.discard(container.name)
-            self._metrics.container_start.labels(template.name, result).observe(time.monotonic() - begun)
-        self.wake()
-
-    def _start_failed(self, container: Container, pool: Pool, detail: str) -> None:
-        template = pool.recipe.template.name
-        pause_s = self._backoffs[template].failed()
-        self.start_fault = f"no container of template {template} starts: {detail}"
-        log.error("container_start_failed", template=template, detail=detail, pause_s=round(pause_s, 1))
-        self.discard(container, "start_failed")
-        asyncio.get_running_loop().call_later(pause_s, self.wake)
-
-    async def _remove(self, name: str) -> None:
-        """Destroy a container; what the engine refuses is tried again until it is gone."""
-        reason = self._removing[name]
-        pause_s = FIRST_BACKOFF_S
-        while True:
-            try:
-                await self._engine.remove(name)
-                break
-            except EngineError as error:
-                self._note_engine_fault(error)
-            except Exception:  # whatever it was, the container may still be there
-                log.exception("container_remove_broke", container=name)
-            await asyncio.sleep(pause_s)
-            pause_s = min(LAST_BACKOFF_S, 2 * pause_s)
+    def _forget(self, name: str) -> None:
+        """Learn that a container is certainly gone."""
         self.known.pop(name, None)
-        del self._removing[name]
-        self._metrics.containers_removed.labels(reason).inc()
+        self._strangers.pop(name, None)
         self.wake()
 
-    def _note_engine_fault(self, error: EngineError) -> None:
-        if self.engine_fault is None:
-            log.error("engine_failed", detail=error.detail)
-        self.engine_fault = error.detail
+    def _broken(self, container: Container) -> None:
+        """The stream of a container ended: whether the container did as well, the engine knows."""
+        if container.name not in self._attaching:
+            self.observer.hurry()
+
+    async def _attach_again(self, container: Container) -> None:
+        begun = container.broken_at or 0.0
+        try:
+            async with asyncio.timeout(ATTACH_S):
+                await container.attach_again(self._engine)
+        except (SandboxError, TimeoutError) as error:
+            reason = str(error) or "the agent did not answer"
+            container.tries += not isinstance(error, EngineAway)
+            if container.tries >= ATTACH_TRIES:
+                container.lose(f"{container.broken_reason}; attached again in vain: {reason}")
+            self.observer.hurry(ATTACH_PAUSE_S)
+        except Exception:  # whatever it was, only this container is lost by it
+            log.exception("container_attach_broke", container=container.name)
+            container.lose(container.broken_reason)
+        else:
+            if container.is_usable:
+                lasted_s = round(time.monotonic() - begun, 3)
+                log.info("container_attached_again", container=container.name, broken_s=lasted_s)
+                self._metrics.attached_again.inc()
+                self._pools[container.template].offer(container)
+        finally:
+            self._attaching.discard(container.name)
 
     async def _beat(self) -> None:
-        """Ping every agent; one that stays silent makes its container lost."""
+        """Ping every agent; one that stays silent makes its container lost, unless the engine is silent as well."""
         while True:
             await asyncio.sleep(self._settings.heartbeat_seconds)
             for container in list(self.known.values()):
                 if container.ready_at and not container.beat():
                     self._metrics.heartbeats_missed.inc()
-                    if container.missed_beats >= self._settings.heartbeat_misses:
+                    is_late = container.missed_beats >= self._settings.heartbeat_misses
+                    if is_late and self.observer.blames_agent(container.silent_since):
                         container.lose("the agent missed its heartbeats")

@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 from prometheus_client import CollectorRegistry
 
+from orchestrator.adoption import adopt
 from orchestrator.engine import Engine
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.engine.local import LocalEngine
@@ -52,7 +53,8 @@ class Orchestrator:
         with lock(self.settings):
             facts = await self.engine.check()
             log.info("engine_found", engine=self.engine.name, **facts)
-            await self.reconciler.adopt(self.sessions)
+            recipes = {name: pool.recipe for name, pool in self.pools.items()}
+            await adopt(self.settings, self.engine, recipes, self.reconciler, self.sessions)
             task = asyncio.create_task(self.reconciler.run(self.sessions))
             task.add_done_callback(end_if_broken)
             try:
@@ -81,7 +83,9 @@ class Orchestrator:
             yield "pool_waiting", "Sessions that wait for a container", label, len(pool.waiting)
         yield "sessions", "Sessions that live", {}, len(self.sessions.held)
         yield "executions_in_flight", "Executions that run or queue", {}, self.sessions.in_flight
-        yield "containers", "Containers, those that start or are removed included", {}, len(self.reconciler.known)
+        yield "containers", "Containers, those that start or are removed included", {}, self.reconciler.occupied
+        quarantined = len(self.reconciler.removals.quarantined)
+        yield "quarantined", "Containers that the engine refuses to remove", {}, quarantined
         yield "ready", "1 when sessions are accepted", {}, float(not self.not_ready())
 
 

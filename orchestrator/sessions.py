@@ -108,6 +108,7 @@ class Sessions:
     def patch(self, sid: str, patch: SessionPatch) -> Session:
         """Extend a session, or replace its metadata."""
         session = self.get(sid)
+        session.container.require()
         now = time.monotonic()
         if patch.ttl_s is not None:
             session.expires = now + self.admission.ttl_s(patch.ttl_s)
@@ -170,6 +171,7 @@ class Sessions:
             if record.note.digest != note.digest:
                 raise KeyReused(f"The Idempotency-Key {key} was used for another request: choose a new one")
             return record
+        session.container.require()
         if note.background:
             self.admission.background(in_session=session.background)
         else:

@@ -106,6 +106,14 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     reconcile_seconds: Annotated[
         Positive, Meta(description="time between two looks at the engine when nothing happens")
     ] = 5.0
+    reattach_seconds: Annotated[
+        float,
+        Meta(
+            gt=0,
+            le=540,
+            description="longest time that a container whose stream broke, as by an upgrade of the engine, is waited for",
+        ),
+    ] = 120.0
     grace_seconds: Annotated[
         Positive, Meta(description="time beyond its timeout after which an execution's container is destroyed")
     ] = 5.0

@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator import frames
 from orchestrator.channel import Channel
-from orchestrator.errors import ContainerLost
+from orchestrator.errors import ContainerLost, Unavailable
 
 WINDOW = 256 * 1024
 LIMIT = 128  # streams that an agent may have opened at once
@@ -169,7 +169,7 @@ class Streams:
             stream.lose("the stream was closed")
             try:
                 self.send(frames.encode("close", id=stream.id))
-            except ContainerLost:
+            except (ContainerLost, Unavailable):
                 return
 
     def fail(self, reason: str) -> None:
@@ -177,6 +177,11 @@ class Streams:
         for stream in self._open.values():
             stream.lose(reason)
         self._open.clear()
+
+    def restart(self, reason: str) -> None:
+        """End all, and count from the beginning, as the agent does for who attaches anew."""
+        self.fail(reason)
+        self._agents_numbers = 0
 
     def __len__(self) -> int:
         return len(self._open)

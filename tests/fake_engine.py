@@ -2,7 +2,6 @@
 
 import asyncio
 import base64
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,9 +20,9 @@ class Played:
 
     def __init__(self, spec: Spec, receiver: Receiver, *, holding: bool) -> None:
         self.spec = spec
-        self.created_at = time.time()
         self.running = True
         self.mute = False
+        self.is_cut = False
         self.holding = holding
         self.session: str | None = None
         self.kept: frames.Frame | None = None
@@ -38,10 +37,10 @@ class Played:
 
     def write(self, data: bytes) -> None:
         for line in self._lines.feed(data):
-            if (frame := frames.decode(line)) is not None and not self.mute:
+            if (frame := frames.decode(line)) is not None and not (self.mute or self.is_cut):
                 self.heard.append(frame["type"])
                 for eid in frame.get("acks", ()):
-                    del self.said[eid]
+                    self.said.pop(eid, None)
                 getattr(self, f"_on_{frame['type']}")(frame)
 
     async def drain(self) -> None:
@@ -52,11 +51,13 @@ class Played:
 
     def say(self, type: str, **fields: Any) -> None:  # noqa: A002 - as the frame's field
         """Send a frame as the agent would, after what the loop has to do now."""
-        asyncio.get_running_loop().call_soon(self._receiver.received, frames.encode({"type": type, **fields}))
+        if not self.is_cut:
+            asyncio.get_running_loop().call_soon(self._receiver.received, frames.encode({"type": type, **fields}))
 
     def attach(self, receiver: Receiver) -> None:
         """Speak to another client from now on; the one before hears no more."""
         self._receiver = receiver
+        self.is_cut = False
 
     def output(self, eid: str, data: bytes, stream: str = "stdout") -> None:
         """Send the next piece of an execution's output."""
@@ -67,6 +68,11 @@ class Played:
         for frame in self.said.get(eid, []):
             if frame["seq"] > seq or frame["type"] == "result":
                 self.say(**frame)
+
+    def cut(self, reason: str = "the attached stream ended") -> None:
+        """Break the stream, as an engine does that is restarted; the container goes on."""
+        self.is_cut = True
+        self._receiver.lost(reason)
 
     def vanish(self, reason: str = "the attached stream ended") -> None:
         """End the container behind the orchestrator's back."""
@@ -135,6 +141,7 @@ class Stage:
     """An engine whose agents are played; `agents` are the containers that exist."""
 
     name = "local"
+    reattaches = False
     required_layers: frozenset[str] = frozenset()
 
     def __init__(self) -> None:
@@ -157,10 +164,7 @@ class Stage:
         return self.agents[name]
 
     async def list(self) -> list[Seen]:
-        return [
-            Seen(name=name, running=agent.running, labels=agent.spec.labels, created_at=agent.created_at)
-            for name, agent in self.agents.items()
-        ]
+        return [Seen(name=name, running=agent.running, labels=agent.spec.labels) for name, agent in self.agents.items()]
 
     async def remove(self, name: str) -> None:
         self.agents.pop(name, None)
@@ -172,19 +176,21 @@ class Stage:
 class FakeEngine:
     """Another engine with faults: what its calls raise, what holds them up, and what they did.
 
-    `faults[call]` yields an error, or None for a success, for each next call of start, list or remove; `gates[call]` is
+    `faults[call]` yields an error, or None for a success, for each next call of start, attach, list or remove; `gates[call]` is
     waited for. A call in `answers_lost` does its work, then fails.
     """
 
     name = "local"
     required_layers: frozenset[str] = frozenset()
 
-    def __init__(self, inner: Engine) -> None:
+    def __init__(self, inner: Engine, *, reattaches: bool = False) -> None:
         self.inner = inner
+        self.reattaches = reattaches
         self.faults: dict[str, Iterator[Exception | None]] = {}
         self.gates: dict[str, asyncio.Event] = {}
         self.answers_lost: set[str] = set()
         self.started: list[str] = []
+        self.attached: list[str] = []
         self.removed: list[str] = []
         self.tried: list[str] = []  # names that a removal was asked for
         self.peak = 0  # containers that existed at once, at most
@@ -202,6 +208,8 @@ class FakeEngine:
         return wire
 
     async def attach(self, name: str, receiver: Receiver) -> Wire:
+        self.attached.append(name)
+        await self._obstruct("attach")
         return await self.inner.attach(name, receiver)
 
     async def list(self) -> list[Seen]:

@@ -94,7 +94,8 @@ async def read_pool(service: Orchestrator) -> PoolPage:
             )
             for name, pool in service.pools.items()
         ],
-        containers=len(service.reconciler.known),
+        containers=service.reconciler.occupied,
+        quarantined=list(service.reconciler.removals.quarantined),
         max_containers=service.settings.max_containers,
     )
 

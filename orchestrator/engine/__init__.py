@@ -26,7 +26,6 @@ class Seen(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     running: bool
     labels: dict[str, str]
-    created_at: float
 
 
 class Wire(Protocol):
@@ -56,9 +55,13 @@ class Receiver(Protocol):
 
 
 class Engine(Protocol):
-    """Start, attach, list, remove. Every call has a deadline and raises EngineError."""
+    """Start, attach, list, remove. Every call has a deadline and raises EngineError; EngineAway when no answer came.
+
+    `reattaches` tells whether a container outlives its attachment, and this process: then it can be attached again.
+    """
 
     name: str
+    reattaches: bool
     required_layers: frozenset[str]
 
     async def check(self) -> dict[str, Any]:
@@ -74,7 +77,7 @@ class Engine(Protocol):
         """Return all containers of our instance."""
 
     async def remove(self, name: str) -> None:
-        """Destroy a container. One that is gone already, or just going, is success."""
+        """Destroy a container: afterwards it is gone. One that was gone already is success."""
 
     async def close(self) -> None:
         """Let go of the engine's own resources."""

@@ -21,7 +21,7 @@ import requests.exceptions
 from orchestrator.engine import EngineCall, Receiver, Seen, Spec, Wire
 from orchestrator.engine.attach import attach
 from orchestrator.engine.files import images_dir
-from orchestrator.errors import EngineError, ImageMissing
+from orchestrator.errors import EngineAway, EngineError, ImageMissing
 
 T = TypeVar("T")
 THREADS = 16
@@ -32,6 +32,7 @@ FILES = 1024
 INODES = 4096
 GONE = 404
 CONFLICT = 409  # "removal of container ... is already in progress"
+GOING_LOOKS, GOING_S = 20, 0.1
 INSTANCE_LABEL = "sandbox.instance"
 
 
@@ -39,6 +40,7 @@ class DockerEngine:
     """One Docker Engine, by `DOCKER_HOST` or the first socket that exists."""
 
     name = "docker"
+    reattaches = True
     required_layers = frozenset(
         "container user_namespace outer_seccomp inner_seccomp no_new_privs no_capabilities "
         "no_network read_only_root own_uid pid_namespace limits".split()
@@ -80,7 +82,7 @@ class DockerEngine:
             first: BaseException = error
             while first.__context__ is not None:
                 first = first.__context__
-            raise EngineError(
+            raise EngineAway(
                 f"No Docker Engine answers at {self._url} ({first}): start one, set DOCKER_HOST, or join its group"
             ) from error
 
@@ -124,7 +126,7 @@ class DockerEngine:
                 wire = await attach(self._url, version, name, receiver, tls=tls)
         except (OSError, TimeoutError) as error:
             self._record("attach", "error", time.monotonic() - begun)
-            raise EngineError(
+            raise EngineAway(
                 f"The engine did not attach to a container: {str(error) or 'no answer in time'}"
             ) from error
         self._record("attach", "ok", time.monotonic() - begun)
@@ -138,18 +140,23 @@ class DockerEngine:
                 name=item["Names"][0].lstrip("/"),
                 running=item["State"] == "running",
                 labels=item["Labels"],
-                created_at=float(item["Created"]),
             )
             for item in found
         ]
 
     async def remove(self, name: str) -> None:
         def call() -> None:
-            try:
-                self._api.remove_container(name, force=True, v=True)
-            except docker.errors.APIError as error:
-                if error.status_code not in (GONE, CONFLICT):
-                    raise
+            for _ in range(GOING_LOOKS):
+                try:
+                    self._api.remove_container(name, force=True, v=True)
+                    return
+                except docker.errors.APIError as error:
+                    if error.status_code == GONE:
+                        return
+                    if error.status_code != CONFLICT:
+                        raise
+                time.sleep(GOING_S)  # it is just going: gone is only what is not there any more
+            raise docker.errors.DockerException(f"its removal was begun before and does not end: {name}")
 
         await self._call("remove", call)
 
@@ -166,13 +173,15 @@ class DockerEngine:
             result = "ok"
         except TimeoutError:
             result = "timeout"
-            raise EngineError(
+            raise EngineAway(
                 f"The engine did not answer `{name}` within {self._timeout_s:g} s", retry_after_s=5
             ) from None
         except docker.errors.ImageNotFound as error:
             raise ImageMissing(f"The image is missing: {error.explanation}; build it with `make image`") from error
-        except (docker.errors.DockerException, requests.exceptions.RequestException) as error:
+        except docker.errors.DockerException as error:
             raise EngineError(f"The engine failed to `{name}`: {error}", retry_after_s=5) from error
+        except requests.exceptions.RequestException as error:
+            raise EngineAway(f"The engine could not be asked to `{name}`: {error}", retry_after_s=5) from error
         finally:
             self._record(name, result, time.monotonic() - begun)
         return value

@@ -25,6 +25,7 @@ class LocalEngine:
     """Agents as child processes. They end with this process: nothing is left to adopt."""
 
     name = "local"
+    reattaches = False
     required_layers = frozenset(
         ["seatbelt"]
         if sys.platform == "darwin"
@@ -75,7 +76,7 @@ class LocalEngine:
 
     async def list(self) -> list[Seen]:
         return [
-            Seen(name=agent.spec.name, running=agent.running, labels=agent.spec.labels, created_at=agent.created_at)
+            Seen(name=agent.spec.name, running=agent.running, labels=agent.spec.labels)
             for agent in self._agents.values()
         ]
 
@@ -98,7 +99,6 @@ class _Agent(asyncio.SubprocessProtocol):
     def __init__(self, spec: Spec, home: Path, receiver: Receiver) -> None:
         self.spec = spec
         self.home = home
-        self.created_at = time.time()
         self.exited = asyncio.Event()
         self._receiver = receiver
         self._writable = asyncio.Event()

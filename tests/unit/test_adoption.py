@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+from orchestrator.adoption import adopt
 from orchestrator.channel import Channel
 from orchestrator.container import AGENT_VERSION, HELD, Container
 from orchestrator.engine import Spec
@@ -289,7 +290,7 @@ class House:
     @asynccontextmanager
     async def running(self) -> AsyncIterator["House"]:
         """Adopt, then reconcile inside this context. What it holds at the end stays on the stage, as after a crash."""
-        await self.reconciler.adopt(self.sessions)
+        await self.adopt()
         task = asyncio.create_task(self.reconciler.run(self.sessions))
         try:
             await until(lambda: self.pools["python"].ready)
@@ -301,6 +302,9 @@ class House:
             for container in self.reconciler.known.values():
                 container.close("it died")
             await settle()
+
+    async def adopt(self) -> None:
+        await adopt(self.settings, self.engine, recipes(self.settings), self.reconciler, self.sessions)
 
     def wake(self) -> None:
         self.reconciler.wake()
@@ -339,7 +343,7 @@ async def test_what_is_without_a_session_is_removed_before_anything_is_served() 
         await until(lambda: len(first.pools["python"].ready) == 2)
         left = set(first.stage.agents)
     second = House(first.stage)
-    await second.reconciler.adopt(second.sessions)
+    await second.adopt()
     assert left == set(second.engine.removed)
     assert second.stage.agents == {}
     with pytest.raises(SessionNotFound):
@@ -369,7 +373,7 @@ async def test_a_container_that_does_not_fit_is_removed_and_leaves_no_session(
     second = House(first.stage)
     with monkeypatch.context() as patch:
         patch.setattr(Played, "say", change_hello)
-        await second.reconciler.adopt(second.sessions)
+        await second.adopt()
     assert second.sessions.held == {}
     assert second.reconciler.known == {}
     assert second.stage.agents == {}
@@ -382,7 +386,7 @@ async def test_an_agent_that_is_silent_is_given_up_and_holds_no_other_up() -> No
         await until(lambda: first.pools["python"].ready)
         await first.create("well")
     second = House(first.stage, engine_timeout_seconds=0.05)
-    await second.reconciler.adopt(second.sessions)
+    await second.adopt()
     assert list(second.sessions.held) == ["well"]
     assert len(second.stage.agents) == 1
 
@@ -392,9 +396,9 @@ async def test_what_the_engine_does_not_remove_at_the_adoption_is_no_end_of_it()
         await first.create()
     second = House(first.stage)
     second.engine.faults["remove"] = itertools.repeat(EngineError("busy"))
-    await second.reconciler.adopt(second.sessions)
+    await second.adopt()
     assert list(second.sessions.held) == ["s"]
-    assert second.reconciler.engine_fault == "busy"
+    assert len(second.stage.agents) == 2, "what was not removed is found again, as an orphan"
 
 
 async def test_a_running_execution_goes_on_and_is_read_in_full() -> None:

@@ -24,7 +24,7 @@ FLOORS = {
     1: "frames log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files recipes",
     3: "pool executions session admission stdin sessions",
-    4: "plan reconciler",
+    4: "backoff observer plan removals starts reconciler adoption",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting api.files api.executions api.native api.operations api.seed app sdk",
     7: "doctor server cli __main__",

@@ -7,7 +7,6 @@ import pytest
 from orchestrator.engine import Seen
 from orchestrator.plan import Plan, PoolView, View, plan
 
-NOW = 1_000_000.0
 MAX_AGE_S = 100.0
 ORPHAN_AGE_S = 60.0
 Row = tuple[str, dict[str, Any], dict[str, Any]]
@@ -26,23 +25,21 @@ def view(**facts: Any) -> View:
         "sessions": {},
         "overdue": {},
         "lost": frozenset(),
-        "known": frozenset(),
-        "older": facts.get("known", frozenset()),
+        "strangers": {},
+        "older": frozenset(),
         "seen": None,
+        "broken": frozenset(),
+        "given_up": frozenset(),
         "room": 64,
         "max_age_s": MAX_AGE_S,
         "orphan_age_s": ORPHAN_AGE_S,
-        "now": NOW,
     }
     return View(**(quiet | facts))
 
 
-def seen(*names: str, stopped: tuple[str, ...] = (), age_s: float = 10.0) -> dict[str, Seen]:
+def seen(*names: str, stopped: tuple[str, ...] = ()) -> dict[str, Seen]:
     """Return what the engine lists."""
-    return {
-        name: Seen(name=name, running=name not in stopped, labels={}, created_at=NOW - age_s)
-        for name in (*names, *stopped)
-    }
+    return {name: Seen(name=name, running=name not in stopped, labels={}) for name in (*names, *stopped)}
 
 
 def known(*names: str) -> frozenset[str]:
@@ -86,45 +83,45 @@ DROPS: list[Row] = [
     ("what its channel says is lost", {"pools": {"a": pool(1, ready="x")}, "lost": known("x")}, {"x": "lost"}),
     (
         "lost before too old",
-        {"pools": {"a": pool(1, ready={"x": 999})}, "lost": known("x"), "seen": seen("x"), "known": known("x")},
+        {"pools": {"a": pool(1, ready={"x": 999})}, "lost": known("x"), "seen": seen("x"), "older": known("x")},
         {"x": "lost"},
     ),
     (
         "what the engine does not list",
-        {"pools": {"a": pool(1, ready="x")}, "seen": {}, "known": known("x")},
+        {"pools": {"a": pool(1, ready="x")}, "seen": {}, "older": known("x")},
         {"x": "lost"},
     ),
     (
         "what the engine lists as stopped",
-        {"pools": {"a": pool(1, ready="x")}, "seen": seen(stopped=("x",)), "known": known("x")},
+        {"pools": {"a": pool(1, ready="x")}, "seen": seen(stopped=("x",)), "older": known("x")},
         {"x": "lost"},
     ),
     (
         "nothing that the engine lists as running",
-        {"pools": {"a": pool(1, ready="x")}, "seen": seen("x"), "known": known("x")},
+        {"pools": {"a": pool(1, ready="x")}, "seen": seen("x"), "older": known("x")},
         {},
     ),
-    ("nothing while the engine is silent", {"pools": {"a": pool(1, ready="x")}, "known": known("x")}, {}),
+    ("nothing while the engine is silent", {"pools": {"a": pool(1, ready="x")}, "older": known("x")}, {}),
     (
         "nothing that began after the engine was asked",
-        {"pools": {"a": pool(1, ready="x")}, "seen": {}, "known": known("x"), "older": known()},
+        {"pools": {"a": pool(1, ready="x")}, "seen": {}, "older": known()},
         {},
     ),
 ]
 ENDS: list[Row] = [
-    ("nothing that lives", {"sessions": {"s": "x"}, "seen": seen("x"), "known": known("x")}, {}),
+    ("nothing that lives", {"sessions": {"s": "x"}, "seen": seen("x"), "older": known("x")}, {}),
     ("what is overdue", {"sessions": {"s": "x"}, "overdue": {"s": "idle"}}, {"s": "idle"}),
     ("what its channel says is lost", {"sessions": {"s": "x"}, "lost": known("x")}, {"s": "lost"}),
-    ("what the engine does not list", {"sessions": {"s": "x"}, "seen": {}, "known": known("x")}, {"s": "lost"}),
+    ("what the engine does not list", {"sessions": {"s": "x"}, "seen": {}, "older": known("x")}, {"s": "lost"}),
     (
         "what the engine lists as stopped",
-        {"sessions": {"s": "x"}, "seen": seen(stopped=("x",)), "known": known("x")},
+        {"sessions": {"s": "x"}, "seen": seen(stopped=("x",)), "older": known("x")},
         {"s": "lost"},
     ),
-    ("nothing while the engine is silent", {"sessions": {"s": "x"}, "known": known("x")}, {}),
+    ("nothing while the engine is silent", {"sessions": {"s": "x"}, "older": known("x")}, {}),
     (
         "nothing that began after the engine was asked",
-        {"sessions": {"s": "x"}, "seen": {}, "known": known("x"), "older": known()},
+        {"sessions": {"s": "x"}, "seen": {}, "older": known()},
         {},
     ),
     (
@@ -134,12 +131,19 @@ ENDS: list[Row] = [
     ),
 ]
 ORPHANS: list[tuple[str, dict[str, Any], list[str]]] = [
-    ("what nobody knows, at the age", {"seen": seen("x", age_s=ORPHAN_AGE_S)}, ["x"]),
-    ("nothing younger", {"seen": seen("x", age_s=ORPHAN_AGE_S - 0.1)}, []),
-    ("stopped ones too", {"seen": seen(stopped=("x",), age_s=999)}, ["x"]),
-    ("nothing that is known", {"seen": seen("x", "y", age_s=999), "known": known("x")}, ["y"]),
-    ("nothing from the future", {"seen": seen("x", age_s=-5)}, []),
-    ("nothing while the engine is silent", {}, []),
+    ("what nobody knows, at the age", {"strangers": {"x": ORPHAN_AGE_S}}, ["x"]),
+    ("nothing younger", {"strangers": {"x": ORPHAN_AGE_S - 0.1}}, []),
+    ("while the engine is silent too", {"strangers": {"x": 999.0}, "seen": None}, ["x"]),
+    ("what was given up, whatever its age", {"strangers": {"x": 0.0, "y": 0.0}, "given_up": known("y", "z")}, ["y"]),
+    ("nothing else", {"seen": seen("x")}, []),
+]
+BROKEN: list[tuple[str, dict[str, Any], tuple[list[str], list[str]]]] = [
+    ("what still runs is attached to again", {"seen": seen("x"), "older": known("x")}, ([], ["x"])),
+    ("what has stopped is lost", {"seen": seen(stopped=("x",)), "older": known("x")}, (["x"], [])),
+    ("what is gone is lost", {"seen": {}, "older": known("x")}, (["x"], [])),
+    ("nothing that began after the engine was asked", {"seen": {}}, ([], [])),
+    ("nothing while the engine is silent", {"older": known("x")}, ([], [])),
+    ("nothing that somebody attaches to", {"seen": seen("x"), "older": known("x"), "broken": known()}, ([], [])),
 ]
 
 
@@ -167,12 +171,18 @@ def test_orphans(facts: dict[str, Any], expected: list[str]) -> None:
     assert plan(view(**facts)).orphans == expected
 
 
+@pytest.mark.parametrize(("facts", "expected"), rows(BROKEN))
+def test_broken_streams(facts: dict[str, Any], expected: tuple[list[str], list[str]]) -> None:
+    made = plan(view(**({"broken": known("x")} | facts)))
+    assert (made.lose, made.again) == expected
+
+
 def test_a_world_as_it_should_be_needs_nothing() -> None:
     quiet = view(
         pools={"a": pool(1, ready="x")},
         sessions={"s": "y"},
         seen=seen("x", "y", "z"),
-        known=known("x", "y", "z"),
+        older=known("x", "y", "z"),
     )
     assert plan(quiet) == Plan()
 

@@ -14,12 +14,15 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from orchestrator import reconciler as module
+from orchestrator import backoff as module
+from orchestrator import observer, reconciler
 from orchestrator.admission import QUEUE_FACTOR
+from orchestrator.backoff import Backoff
 from orchestrator.engine import Engine, Seen
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import (
     ContainerLost,
+    EngineAway,
     EngineError,
     ExecutionNotFound,
     SessionEnded,
@@ -32,7 +35,8 @@ from orchestrator.metrics import Metrics
 from orchestrator.models import Execution, ExecutionRequest, OneShotRequest, SessionPatch, SessionRequest
 from orchestrator.pool import Pool
 from orchestrator.recipes import Recipe, recipes
-from orchestrator.reconciler import Backoff, Reconciler
+from orchestrator.reconciler import Reconciler
+from orchestrator.removals import REFUSALS
 from orchestrator.session import HISTORY, Session
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
@@ -72,10 +76,14 @@ class House:
     def wake(self) -> None:
         self.reconciler.wake()
 
+    @property
+    def looks(self) -> float:
+        """How often the engine answered."""
+        return self.metrics.value("sandbox_reconcile_seconds_count", result="ok")
+
     def look(self) -> None:
         """Have the engine asked at once."""
-        self.reconciler._look_at = 0.0
-        self.wake()
+        self.reconciler.observer.hurry()
 
     def agent(self, session: Session) -> Played:
         return self.stage.agents[session.container.name]
@@ -124,8 +132,8 @@ async def settle() -> None:
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shorten the pauses after failures; one test has the real ones."""
-    monkeypatch.setattr(module, "FIRST_BACKOFF_S", 0.01)
-    monkeypatch.setattr(module, "LAST_BACKOFF_S", 0.02)
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(module, "LAST_PAUSE_S", 0.02)
 
 
 # --- the pool
@@ -240,8 +248,8 @@ class Clock:
 
 
 def test_starts_that_fail_are_fewer_than_ten_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "FIRST_BACKOFF_S", 1.0)
-    monkeypatch.setattr(module, "LAST_BACKOFF_S", 30.0)
+    monkeypatch.setattr(module, "FIRST_PAUSE_S", 1.0)
+    monkeypatch.setattr(module, "LAST_PAUSE_S", 30.0)
     clock = Clock()
     monkeypatch.setattr(module, "time", clock)
     backoff = Backoff()
@@ -270,9 +278,9 @@ async def test_failing_starts_are_tried_again_until_one_works_and_are_told_meanw
     house = House()
     house.engine.faults["start"] = iter([REFUSED] * 5)
     async with house.running(full=False):
-        await until(lambda: house.reconciler.start_fault)
-        assert house.reconciler.start_fault == f"no container of template python starts: {REFUSED.detail}"
-        assert house.reconciler.start_fault in house.reconciler.faults()
+        await until(lambda: house.reconciler.starts.fault)
+        assert house.reconciler.starts.fault == f"no container of template python starts: {REFUSED.detail}"
+        assert house.reconciler.starts.fault in house.reconciler.faults()
         await house.until_full()
         assert house.reconciler.faults() == []
         await until(lambda: len(house.reconciler.known) == 2)
@@ -294,8 +302,8 @@ async def test_a_start_that_hangs_is_given_up() -> None:
     house = House(pool_size=1, start_timeout_seconds=0.05)
     house.engine.gates["start"] = asyncio.Event()
     async with house.running(full=False):
-        await until(lambda: house.reconciler.start_fault)
-        assert "no sign of life in time" in str(house.reconciler.start_fault)
+        await until(lambda: house.reconciler.starts.fault)
+        assert "no sign of life in time" in str(house.reconciler.starts.fault)
         house.engine.gates["start"].set()
         await house.until_full()
 
@@ -361,31 +369,105 @@ async def test_a_container_is_removed_once_however_often_it_is_discarded() -> No
         assert house.engine.tried == [session.container.name]
 
 
-def stranger(name: str, *, age_s: float) -> Seen:
-    return Seen(name=name, running=True, labels={}, created_at=time.time() - age_s)
+async def test_what_the_engine_refuses_to_remove_is_in_quarantine_until_it_is_gone() -> None:
+    async with House(max_containers=4).running() as house:
+        session = await house.create()
+        await house.until_full()
+        name = session.container.name
+        house.engine.faults["remove"] = itertools.repeat(EngineError("device or resource busy"))
+        house.sessions.end(session, "closed")
+        await until(lambda: name in house.reconciler.removals.quarantined)
+        assert house.engine.tried.count(name) == REFUSALS
+        assert house.reconciler.occupied == 3, "it counts"
+        assert house.reconciler.faults() == [], "others are served"
+        await until(lambda: house.engine.tried.count(name) > REFUSALS + 2)
+        house.engine.faults.clear()
+        await until(lambda: name not in house.reconciler.known)
+        assert house.reconciler.removals.quarantined == {}
+        assert house.removed("ended") == 1
 
 
-async def test_an_orphan_is_removed_when_it_is_old_enough() -> None:
+async def test_a_quarantine_that_takes_up_the_room_is_told() -> None:
+    async with House(pool_size=1, max_containers=2).running() as house:
+        house.engine.faults["remove"] = itertools.repeat(EngineError("device or resource busy"))
+        for _ in range(2):
+            session = await house.create()
+            house.sessions.end(session, "closed")
+        await until(lambda: len(house.reconciler.removals.quarantined) == 2)
+        assert house.reconciler.faults() == [
+            "no container is ready",
+            "2 containers that the engine refuses to remove take up the room",
+        ]
+        assert house.engine.peak <= 2
+        house.engine.faults.clear()
+        await house.until_full()
+        assert house.reconciler.faults() == []
+
+
+async def test_an_engine_that_is_away_refuses_nothing() -> None:
     async with House().running() as house:
-        house.engine.extra = [stranger("old", age_s=61), stranger("young", age_s=50)]
-        house.look()
-        await until(lambda: "old" in house.engine.removed)
-        house.look()
-        await settle()
-        assert house.engine.tried == ["old"]
+        session = await house.create()
+        house.engine.faults["remove"] = itertools.repeat(EngineAway("connection refused"))
+        house.sessions.end(session, "closed")
+        await until(lambda: house.engine.tried.count(session.container.name) > REFUSALS + 1)
+        assert house.reconciler.removals.quarantined == {}
+        house.engine.faults.clear()
+        await until(lambda: session.container.name not in house.reconciler.known)
+
+
+def stranger(name: str) -> Seen:
+    return Seen(name=name, running=True, labels={})
+
+
+async def test_what_nobody_knows_is_removed_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with House(reconcile_seconds=0.01).running() as house:
+        house.engine.extra = [stranger("unknown")]
+        looks = house.looks
+        await until(lambda: house.looks > looks + 2)
+        assert house.engine.tried == []
+        monkeypatch.setattr(reconciler, "ORPHAN_AGE_S", 0.02)
+        await until(lambda: "unknown" in house.engine.removed)
+        assert house.engine.tried == ["unknown"]
         assert house.removed("orphan") == 1
+
+
+async def test_a_container_that_is_made_after_its_start_was_given_up_is_removed_at_the_next_look() -> None:
+    house = House(pool_size=1)
+    house.engine.faults["start"] = iter([REFUSED])
+    async with house.running():
+        late = house.engine.started[0]
+        await until(lambda: late not in house.reconciler.known)
+        house.engine.extra = [stranger(late)]
+        house.look()
+        await until(lambda: house.engine.tried.count(late) == 2)
+        assert house.removed("orphan") == 1
+
+
+async def test_plans_are_made_and_sessions_end_in_time_while_the_engine_does_not_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(observer, "SLOW_S", 0.05)
+    async with House(reconcile_seconds=0.01).running() as house:
+        house.engine.gates["list"] = asyncio.Event()
+        await until(house.reconciler.faults)
+        assert "has not answered for" in house.reconciler.faults()[0]
+        session = await house.create("s", ttl_s=0.05)
+        await until(lambda: session.container.name in house.engine.removed)
+        await house.until_full()
+        house.engine.gates["list"].set()
+        await until(lambda: house.reconciler.faults() == [])
 
 
 async def test_what_an_earlier_life_left_is_cleared() -> None:
     house = House()
-    house.engine.extra = [stranger("left", age_s=1)]
+    house.engine.extra = [stranger("left")]
     await house.reconciler.clear()
     assert house.engine.removed == ["left"]
 
 
 async def test_clearing_removes_what_it_can_although_one_removal_fails() -> None:
     house = House()
-    house.engine.extra = [stranger(name, age_s=1) for name in ("one", "two", "three")]
+    house.engine.extra = [stranger(name) for name in ("one", "two", "three")]
     house.engine.faults["remove"] = iter([EngineError("busy")])
     await house.reconciler.clear()
     assert len(house.engine.removed) == 2
@@ -396,7 +478,7 @@ async def test_while_the_engine_is_silent_nothing_is_concluded() -> None:
         await house.create("s")
         await house.until_full()
         house.engine.faults["list"] = itertools.repeat(EngineError("The engine did not answer `list` within 15 s"))
-        await until(lambda: house.reconciler.engine_fault)
+        await until(lambda: house.reconciler.observer.fault)
         tried = house.metrics.value("sandbox_reconcile_seconds_count", result="error")
         await until(lambda: house.metrics.value("sandbox_reconcile_seconds_count", result="error") > tried + 3)
         assert list(house.sessions.held) == ["s"]

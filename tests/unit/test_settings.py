@@ -47,6 +47,7 @@ TABLE = [
     ("HEARTBEAT_SECONDS", "5", "0", "a number above 0"),
     ("HEARTBEAT_MISSES", "3", "0", "a whole number at least 1"),
     ("RECONCILE_SECONDS", "5", "0", "a number above 0"),
+    ("REATTACH_SECONDS", "120", "541", "a number above 0 at most 540"),
     ("GRACE_SECONDS", "5", "0", "a number above 0"),
     ("DRAIN_SECONDS", "20", "0", "a number above 0"),
     ("ON_EXIT", "remove", "forget", "one of remove, keep"),

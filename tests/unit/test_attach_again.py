@@ -1,0 +1,329 @@
+"""Streams that break and silences that are the engine's: what lives goes on, what is gone is lost, in bounded time."""
+
+import asyncio
+import itertools
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from orchestrator import container as container_module
+from orchestrator import observer, reconciler
+from orchestrator.errors import EngineAway, SessionEnded, Unavailable
+from orchestrator.models import OneShotRequest, SessionPatch
+from tests.fake_engine import FakeEngine
+from tests.unit.test_reconciler import NEVER_S, House, settle, until
+
+AWAY = EngineAway("The engine could not be asked to `list`: connection refused")
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shorten the pauses."""
+    for module, name, value in (
+        (observer, "TROUBLED_S", 0.01),
+        (observer, "SETTLE_S", 0.05),
+        (reconciler, "ATTACH_PAUSE_S", 0.01),
+        (reconciler, "ATTACH_S", 0.1),
+        (container_module, "CATCH_UP_S", 0.05),
+        (container_module, "OVERDUE_STEP_S", 0.01),
+    ):
+        monkeypatch.setattr(module, name, value)
+
+
+def house_of(**settings: Any) -> House:
+    """Return a house whose engine lets containers be attached again."""
+    house = House(**settings)
+    house.engine.reattaches = True
+    return house
+
+
+def be_away(engine: FakeEngine) -> None:
+    for call in ("list", "attach", "start", "remove"):
+        engine.faults[call] = itertools.repeat(AWAY)
+
+
+def stdout_of(house: House, sid: str = "s") -> str:
+    (record,) = house.sessions.held[sid].records.values()
+    return bytes(record.output.whole("stdout")).decode()
+
+
+async def test_an_execution_goes_on_over_a_broken_stream_and_nothing_of_it_is_lost_or_doubled() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        running = house.execute("s")
+        await until(lambda: agent.executed)
+        (eid,) = agent.executed
+        agent.output(eid, b"one ")
+        await until(lambda: stdout_of(house) == "one ")
+        be_away(house.engine)
+        agent.cut()
+        agent.output(eid, b"two ")
+        await until(lambda: len(house.engine.attached) == 0 and house.reconciler.faults())
+        house.engine.faults.clear()
+        await until(lambda: session.container.is_usable)
+        agent.output(eid, b"three")
+        agent.finish(eid)
+        execution = await running
+        assert (execution.outcome, execution.stdout) == ("ok", "one two three")
+        assert agent.executed == [eid], "it ran once"
+        assert house.metrics.value("sandbox_containers_attached_again_total") == 1
+
+
+async def test_what_ended_while_the_stream_was_broken_has_its_result() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        running = house.execute("s")
+        await until(lambda: agent.executed)
+        agent.cut()
+        agent.output(agent.executed[0], b"all of it")
+        agent.finish(agent.executed[0], "error", 3)
+        execution = await running
+        assert (execution.outcome, execution.exit_code, execution.stdout) == ("error", 3, "all of it")
+
+
+async def test_a_job_that_did_not_arrive_is_lost_and_its_session_is_not() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.is_cut = True  # bytes are taken, and go nowhere
+        running = house.execute("s")
+        await settle()
+        agent.cut()
+        execution = await running
+        assert execution.outcome == "lost"
+        assert execution.error is not None
+        assert "send it again" in execution.error.message
+        assert (await house.execute("s")).outcome == "ok"
+
+
+async def test_a_cancel_that_comes_while_the_stream_is_broken_is_said_afterwards() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        running = house.execute("s")
+        await until(lambda: agent.executed)
+        be_away(house.engine)
+        agent.cut()
+        house.sessions.cancel("s", agent.executed[0])
+        house.engine.faults.clear()
+        assert (await running).outcome == "cancelled"
+
+
+async def test_acknowledgements_that_went_into_a_broken_stream_are_said_again() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        await house.execute("s")
+        agent.is_cut = True
+        lost = house.execute("s")  # its frame carries the acknowledgement of the first
+        await settle()
+        assert len(agent.said) == 1
+        agent.cut()
+        await lost
+        await house.execute("s")
+        await house.execute("s")
+        assert len(agent.said) == 1, "all but the last are forgotten"
+
+
+async def test_while_a_stream_is_broken_what_would_need_it_is_refused_and_may_come_again() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        be_away(house.engine)
+        house.agent(session).cut()
+        with pytest.raises(Unavailable, match="attached again") as refusal:
+            await house.execute("s")
+        assert refusal.value.retry_after_s is not None
+        with pytest.raises(Unavailable):
+            house.sessions.patch("s", SessionPatch(metadata={"a": "b"}))
+        assert session.metadata == {}
+        assert house.sessions.get("s") is session, "it is listed all the time"
+        house.engine.faults.clear()
+        await until(lambda: session.container.is_usable)
+        assert (await house.execute("s")).outcome == "ok"
+        house.sessions.patch("s", SessionPatch(metadata={"a": "b"}))
+
+
+async def test_what_waits_for_its_turn_when_the_stream_breaks_has_it_afterwards() -> None:
+    async with house_of(session_executions=1).running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        first, second = house.execute("s"), house.execute("s")
+        await until(lambda: agent.executed)
+        agent.holding = False
+        be_away(house.engine)
+        agent.cut()
+        agent.finish(agent.executed[0])
+        house.engine.faults.clear()
+        assert [(await task).outcome for task in (first, second)] == ["ok", "ok"]
+
+
+async def test_a_container_that_is_gone_is_lost_at_once_with_its_session_and_execution() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        running = house.execute("s")
+        await until(lambda: agent.executed)
+        agent.vanish("the attached stream ended: killed")
+        execution = await running
+        assert execution.outcome == "lost"
+        assert execution.error is not None
+        assert "killed" in execution.error.message
+        await until(lambda: "s" not in house.sessions.held)
+        assert house.engine.attached == []
+
+
+async def test_a_one_shot_goes_on_as_well() -> None:
+    house = house_of()
+    house.stage.holding = True
+    async with house.running():
+        once = asyncio.create_task(house.sessions.execute_once(OneShotRequest(code="")))
+        await until(lambda: any(agent.executed for agent in house.stage.agents.values()))
+        agent = next(agent for agent in house.stage.agents.values() if agent.executed)
+        agent.cut()
+        await until(lambda: not agent.is_cut)
+        agent.finish(agent.executed[0])
+        assert (await once).outcome == "ok"
+
+
+async def test_an_engine_that_stays_away_is_waited_for_no_longer_than_the_setting_says() -> None:
+    async with house_of(reattach_seconds=0.2, reconcile_seconds=0.01).running() as house:
+        session = await house.create("s")
+        be_away(house.engine)
+        house.agent(session).cut()
+        begun = time.monotonic()
+        await until(lambda: "s" not in house.sessions.held)
+        assert time.monotonic() - begun >= 0.15
+        with pytest.raises(SessionEnded, match="lost"):
+            house.sessions.get("s")
+        house.engine.faults.clear()
+        await until(lambda: session.container.name in house.engine.removed)
+
+
+async def test_an_agent_that_does_not_answer_to_a_new_stream_is_given_up_after_some_tries() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        house.agent(session).mute = True
+        house.agent(session).cut()
+        await until(lambda: "s" not in house.sessions.held)
+        assert house.engine.attached == [session.container.name] * reconciler.ATTACH_TRIES
+
+
+async def test_an_agent_that_says_it_serves_another_session_is_lost() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        house.agent(session).session = "another"
+        house.agent(session).cut()
+        await until(lambda: "s" not in house.sessions.held)
+        assert "bound to another session" in str(session.container.lost_reason)
+
+
+@pytest.mark.parametrize("change", ["closed", "expired"])
+async def test_a_session_may_end_while_its_stream_is_broken(change: str) -> None:
+    async with house_of().running() as house:
+        session = await house.create("s", ttl_s=0.1 if change == "expired" else NEVER_S)
+        be_away(house.engine)
+        house.agent(session).cut()
+        if change == "closed":
+            house.sessions.end(session, "closed")
+        await until(lambda: "s" not in house.sessions.held)
+        house.engine.faults.clear()
+        await until(lambda: session.container.name in house.engine.removed)
+        assert house.engine.attached == []
+
+
+async def test_ready_containers_are_kept_over_a_break_and_not_handed_out_meanwhile() -> None:
+    house = house_of(pool_size=2, acquire_timeout_seconds=5.0)
+    async with house.running():
+        before = {container.name for container in house.pool.ready}
+        be_away(house.engine)
+        for container in list(house.pool.ready):
+            house.stage.agents[container.name].cut()
+        waiting = asyncio.create_task(house.create("s"))
+        await until(house.reconciler.faults)
+        assert any("no container is ready" in fault for fault in house.reconciler.faults())
+        assert not waiting.done()
+        house.engine.faults.clear()
+        session = await waiting
+        assert session.container.name in before
+        await house.until_full()
+        await settle()
+        assert len(house.pool.ready) == 2
+        assert house.removed("lost") == 0
+
+
+# --- silences
+
+
+def silence(house: House) -> Callable[[], None]:
+    """Let the engine answer nothing; return what ends that."""
+    gate = house.engine.gates["list"] = asyncio.Event()
+    return gate.set
+
+
+async def test_missed_heartbeats_are_not_held_against_an_agent_while_the_engine_is_silent_too() -> None:
+    async with house_of(heartbeat_seconds=0.01, heartbeat_misses=2, reconcile_seconds=0.02).running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        end = silence(house)
+        agent.mute = True
+        await until(lambda: session.container.missed_beats > 10)
+        assert house.sessions.get("s") is session
+        end()
+        agent.mute = False
+        agent.say("pong", number=session.container._pings)
+        await until(lambda: session.container.missed_beats == 0)
+        assert (await house.execute("s")).outcome == "ok"
+        agent.mute = True
+        await until(lambda: "s" not in house.sessions.held)
+        assert "heartbeats" in str(session.container.lost_reason)
+
+
+async def test_a_result_may_be_late_by_as_long_as_the_engine_passed_nothing_on() -> None:
+    async with house_of(grace_seconds=0.02).running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        running = house.execute("s", timeout_s=0.01)
+        await until(lambda: agent.executed)
+        end = silence(house)
+        house.look()
+        await settle()
+        (run,) = session.container._runs.values()
+        await until(lambda: run.overdue_at is not None and time.monotonic() > run.overdue_at + 0.2)
+        end()
+        agent.finish(agent.executed[0])
+        assert (await running).outcome == "ok"
+
+
+async def test_patience_with_a_silent_engine_has_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(observer, "PATIENCE_S", 0.2)
+    async with house_of(grace_seconds=0.02).running() as house:
+        session = await house.create("s")
+        house.agent(session).holding = True
+        running = house.execute("s", timeout_s=0.01)
+        await until(lambda: house.agent(session).executed)
+        silence(house)
+        assert (await running).outcome == "lost"
+
+
+async def test_a_bind_that_is_not_answered_leaves_neither_session_nor_container(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(container_module, "BIND_S", 0.05)
+    async with house_of().running() as house:
+        chosen = house.pool.ready[0].name
+        house.stage.agents[chosen].mute = True
+        with pytest.raises(Unavailable) as refusal:
+            await house.create("s")
+        assert refusal.value.retry_after_s is not None
+        await until(lambda: chosen in house.engine.removed)
+        assert (await house.create("s")).id == "s"
