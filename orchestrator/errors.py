@@ -55,6 +55,16 @@ class InvalidPath(InvalidRequest):
     code, title = "invalid_path", "Invalid path"
 
 
+class InvalidCode(InvalidRequest):
+    """The zip of a function's code cannot be unpacked."""
+
+    code, title = "invalid_code", "Invalid code"
+
+
+class CodeStorageFull(InvalidRequest):
+    code, title = "code_storage_full", "Code storage full"
+
+
 class Unauthorized(SandboxError):
     code, status, title = "unauthorized", 401, "Unauthorized"
 
@@ -85,6 +95,10 @@ class FileConflict(SandboxError):
     code, status, title = "file_conflict", 409, "File conflict"
 
 
+class FunctionNotFound(NotFound):
+    code, title = "function_not_found", "Function not found"
+
+
 class MethodNotAllowed(SandboxError):
     code, status, title = "method_not_allowed", 405, "Method not allowed"
 
@@ -97,12 +111,28 @@ class StdinClosed(SandboxError):
     code, status, title = "stdin_closed", 409, "Stdin closed"
 
 
+class FunctionExists(SandboxError):
+    code, status, title = "function_exists", 409, "Function exists"
+
+
+class FunctionChanging(SandboxError):
+    """Another request changes the function."""
+
+    code, status, title = "function_changing", 409, "Function changing"
+
+
 class SessionEnded(SandboxError):
     code, status, title = "session_ended", 410, "Session ended"
 
 
 class KeyReused(SandboxError):
     code, status, title = "idempotency_key_reused", 422, "Idempotency key reused"
+
+
+class FunctionChanged(SandboxError):
+    """The function is not at the revision that the client thinks of."""
+
+    code, status, title = "function_changed", 412, "Function changed"
 
 
 class BodyTooLarge(SandboxError):
@@ -131,6 +161,16 @@ class UnsupportedMediaType(SandboxError):
 
 class TooManyRequests(SandboxError):
     code, status, title = "too_many_requests", 429, "Too many requests"
+
+
+class FunctionThrottled(TooManyRequests):
+    """As many invocations run as may run at once; `is_reserved` says that the function's own limit is meant."""
+
+    code, title = "function_throttled", "Function throttled"
+
+    def __init__(self, detail: str, *, is_reserved: bool = False, retry_after_s: int | None = 1) -> None:
+        super().__init__(detail, retry_after_s=retry_after_s)
+        self.is_reserved = is_reserved
 
 
 class Unavailable(SandboxError):

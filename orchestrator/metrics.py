@@ -36,6 +36,7 @@ class Metrics:
         self.heartbeats_missed = counter("heartbeats_missed", "Pings that an agent did not answer in time")
         self.reconcile = seconds("reconcile", "Time of one reconcile", "result")
         self.engine_call = seconds("engine_call", "Time of one call to the engine", "call", "result")
+        self.function_invocations = counter("function_invocations", "Invocations of functions that ran", "outcome")
         self.refusals = counter("refusals", "Requests refused by admission", "reason")
 
     def read_gauges(self, readings: Readings) -> None:

@@ -16,6 +16,8 @@ from orchestrator.engine import Engine
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import BrokenReconciler, EngineError, SettingsError
+from orchestrator.functions import Functions
+from orchestrator.invocations import Invocations
 from orchestrator.metrics import Metrics
 from orchestrator.pool import Pool
 from orchestrator.recipes import recipes
@@ -23,6 +25,7 @@ from orchestrator.reconciler import Reconciler
 from orchestrator.session import Session
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
+from orchestrator.warm import WarmSessions
 
 log = structlog.get_logger()
 
@@ -37,6 +40,12 @@ class Orchestrator:
         self.pools = {name: Pool(recipe, self._wake) for name, recipe in recipes(settings).items()}
         self.reconciler = Reconciler(settings, self.engine, self.pools, self.metrics)
         self.sessions = Sessions(settings, self.pools, self.metrics, self.reconciler.discard)
+        self.functions = Functions(
+            Path(settings.state_dir) / f"{settings.instance}.functions", storage_bytes=settings.function_storage
+        )
+        workspaces = {name: pool.recipe.template.workspace_kb << 10 for name, pool in self.pools.items()}
+        warm = WarmSessions(settings, self.functions, self.sessions, workspaces)
+        self.invocations = Invocations(self.functions, self.sessions, warm, self.metrics)
         self.metrics.read_gauges(self._gauges)
 
     def not_ready(self) -> list[str]:
@@ -51,16 +60,19 @@ class Orchestrator:
     async def run(self) -> AsyncIterator[None]:
         """Serve inside this context. At its end everything of ours is removed, but sessions that are to be kept."""
         with lock(self.settings):
+            self.functions.load()
             facts = await self.engine.check()
             log.info("engine_found", engine=self.engine.name, **facts)
             recipes = {name: pool.recipe for name, pool in self.pools.items()}
             await adopt(self.settings, self.engine, recipes, self.reconciler, self.sessions)
+            self.invocations.warm.let_go()
             task = asyncio.create_task(self.reconciler.run(self.sessions))
             task.add_done_callback(end_if_broken)
             try:
                 yield
             finally:
                 await self.sessions.drain(self.settings.drain_seconds)
+                await self.invocations.close()
                 task.cancel()
                 await asyncio.wait([task])
                 try:
@@ -86,6 +98,9 @@ class Orchestrator:
         yield "containers", "Containers, those that start or are removed included", {}, self.reconciler.occupied
         quarantined = len(self.reconciler.removals.quarantined)
         yield "quarantined", "Containers that the engine refuses to remove", {}, quarantined
+        yield "function_containers_busy", "Containers that run an invocation", {}, len(self.invocations.warm.busy)
+        yield "function_containers_idle", "Containers that wait for one", {}, self.invocations.warm.alive
+        yield "function_events_waiting", "Events of functions that wait", {}, self.invocations.events
         yield "ready", "1 when sessions are accepted", {}, float(not self.not_ready())
 
 

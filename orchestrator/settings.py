@@ -53,9 +53,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     uid_base: Annotated[
         int, Meta(ge=1000, description="first user id of containers; each running container has its own above it")
     ] = 60706
-    state_dir: Annotated[str, Meta(description="directory for the instance lock and the local engine's files")] = (
-        "/tmp/sandbox-orchestrator"  # noqa: S108 - see service.lock for what makes it safe
-    )
+    state_dir: Annotated[
+        str, Meta(description="directory for the instance lock, Lambda functions and the local engine's files")
+    ] = "/tmp/sandbox-orchestrator"  # noqa: S108 - see service.lock for what makes it safe
 
     cpu_quota: Annotated[Positive, Meta(description="cores that a container may use, never more than the host has")] = (
         2.0
@@ -98,6 +98,16 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     stream_heartbeat_seconds: Annotated[
         Positive, Meta(description="silence after which a stream of events gets a comment, so that it stays open")
     ] = 10.0
+
+    function_containers: Annotated[
+        int, Meta(ge=1, le=450, description="containers of Lambda functions, and invocations that run at once")
+    ] = 16
+    function_idle_seconds: Annotated[
+        Positive, Meta(description="silence that ends the container of a Lambda function")
+    ] = 300.0
+    function_storage: Annotated[
+        int, Meta(ge=1024, description="bytes of all Lambda functions' code in the state directory")
+    ] = 1073741824
 
     engine_timeout_seconds: Annotated[Positive, Meta(description="deadline of one call to the engine")] = 15.0
     start_timeout_seconds: Annotated[Positive, Meta(description="deadline of a container's start and self-test")] = 30.0

@@ -13,6 +13,7 @@ from litestar.types import Message, Scope
 from orchestrator.errors import NotFound, Unauthorized, UnsupportedMediaType
 
 OPEN = "open"  # handlers with this option are served without a key
+SIGNED = "signed"  # handlers with this option check a signature instead of a key, and do so themselves
 ACCEPTS = "accepts"  # the media type of a handler's body, when it is not JSON
 ANY = "*/*"
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
@@ -38,17 +39,21 @@ class Gate:
     def check(self, connection: ASGIConnection[Any, Any, Any, Any], handler: BaseRouteHandler) -> None:
         """Raise Unauthorized, NotFound or UnsupportedMediaType for a request that may not pass."""
         if not handler.opt.get(OPEN):
-            self._check_caller(connection.headers)
+            self._check_host(connection.headers)
+            if not handler.opt.get(SIGNED):
+                self._check_key(connection.headers)
         if connection.scope["raw_path"].startswith(b"/v1/") and connection.scope["raw_path"].endswith(b"/"):
             raise NotFound("There is nothing at this path: leave out the slash at its end")  # Litestar would ignore it
         if connection.scope.get("method") in WITH_BODY:
             check_body(connection.headers, handler.opt.get(ACCEPTS, "application/json"))
 
-    def _check_caller(self, headers: Mapping[str, str]) -> None:
+    def _check_host(self, headers: Mapping[str, str]) -> None:
         if self._local_only:
             host = headers.get("host", "")
             if host not in LOCAL_HOSTS and host.rpartition(":")[0] not in LOCAL_HOSTS:
                 raise Unauthorized("Without API keys this service answers to localhost only: set SANDBOX_API_KEYS")
+
+    def _check_key(self, headers: Mapping[str, str]) -> None:
         if self._hashes:
             scheme, _, token = headers.get("authorization", "").partition(" ")
             given = _hash(token if scheme.lower() == "bearer" else headers.get("x-api-key", ""))

@@ -97,7 +97,7 @@ def test_the_readmes_sdk_examples_are_whole_scripts_that_print_what_they_say(
     for example in fences(README, "python"):
         (tmp_path / "example.py").write_text(here(local_service, example))
         said.append(run(local_service, [sys.executable, "-W", "error", "example.py"], tmp_path))
-    assert ["Hello from sandbox!\n\n", "5\n"] == said
+    assert ["Hello from sandbox!\n\n", "5\n", '{"hello":"you","from":"greet"}\n'] == said
 
 
 def test_the_readmes_command_line_prints_the_value(local_service: Live, tmp_path: Path) -> None:

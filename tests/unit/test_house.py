@@ -23,10 +23,10 @@ FLOORS = {
     0: "orchestrator models errors settings calls exchange",
     1: "frames log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files recipes",
-    3: "pool executions session admission stdin sessions",
+    3: "pool executions session admission stdin sessions functions unpack warm invocations",
     4: "backoff observer plan removals starts reconciler adoption",
     5: "service",
-    6: "api api.guard api.problems api.bodies api.protocol api.waiting api.files api.executions api.native api.operations api.seed app sdk",
+    6: "api api.guard api.problems api.bodies api.protocol api.waiting api.files api.executions api.native api.operations api.seed api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 app sdk",
     7: "doctor server cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
