@@ -75,8 +75,8 @@ class Execution:
         self._limits = limits
         self._send = send
         self._done = done
-        self.changed: Callable[[int], Iterator[dict[str, Any]]] = lambda _since_ns: iter(())
-        self._since_ns = 0
+        self.changed: Callable[[int, float], Iterator[dict[str, Any]]] = lambda _since_ns, _begun: iter(())
+        self._started = (0, 0.0)
         self._output = Output()
         self._early_stdin = bytearray(job.get("stdin", "").encode("utf-8", "surrogatepass"))
         self._stdin_open = bool(job.get("stdin_open"))
@@ -94,7 +94,7 @@ class Execution:
         """Hand the job to a sandbox."""
         job = self._job
         self.launcher = launcher
-        self._since_ns = file_clock_ns()
+        self._started = (file_clock_ns(), time.monotonic())
         launcher.program.on_output = self._on_output
         launcher.on_end = self._on_end
         launcher.start(
@@ -174,7 +174,7 @@ class Execution:
     def _tell_artifacts(self) -> None:
         """Name the files that were made or changed since the start, as JSON lines on a stream of their own."""
         lines = b""
-        for artifact in islice(self.changed(self._since_ns), ARTIFACTS + 1):
+        for artifact in islice(self.changed(*self._started), ARTIFACTS + 1):
             line = json.dumps(artifact).encode() + b"\n"
             self._seen["artifact"] += len(line)
             if len(lines) + len(line) <= ARTIFACT_BYTES and lines.count(b"\n") < ARTIFACTS:

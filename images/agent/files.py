@@ -1,12 +1,14 @@
 """The workspace's files, for the orchestrator: each operation is one stream; no path ever follows a link.
 
-A path has at most DEPTH components of at most 255 bytes, none of them `.` or `..`, and is relative to the workspace.
+A path has at most DEPTH components of at most 255 bytes, none of them blank, `.` or `..`, has no control characters, and is
+relative to the workspace.
 """
 
 import json
 import os
 import secrets
 import stat
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -19,17 +21,21 @@ from tree import DEPTH, descend, remove_at, walk
 
 NAME_LIMIT = 255  # bytes
 WALK_LIMIT = 50_000  # entries that are looked at
-WRITTEN = 1024  # uploads that are remembered, to tell them from what an execution wrote
+KNOWN = 4096  # files whose stamp is remembered, to tell what is new
 TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 Stamp = tuple[int, int]  # inode and change time: a file as it was
 
 
 class Files:
-    """The operations, by the kind of their stream. `written` holds the stamps of the latest uploads."""
+    """The operations, by the kind of their stream.
+
+    `_known` says when a file with this stamp was uploaded, or named as an artifact: the clock of files ticks every few
+    milliseconds, so a file of just before an execution may look as new as one of its own.
+    """
 
     def __init__(self, workspace: Path, sweep: Callable[[Iterator[None]], None]) -> None:
-        self.written: OrderedDict[Stamp, None] = OrderedDict()
+        self._known: OrderedDict[Stamp, float] = OrderedDict()
         self._workspace = workspace
         self._sweep = sweep
 
@@ -45,12 +51,18 @@ class Files:
             "delete": self.delete,
         }
 
-    def changed(self, since_ns: int) -> Iterator[dict[str, Any]]:
-        """Yield the files that were made or changed since then, other than by an upload."""
+    def changed(self, since_ns: int, begun: float) -> Iterator[dict[str, Any]]:
+        """Yield the files that were made or changed since an execution began, by the two clocks of files and of ours."""
         for path, facts in islice(walk(self._workspace, [], recursive=True), WALK_LIMIT):
             is_new = facts.st_ctime_ns >= since_ns and stat.S_ISREG(facts.st_mode)
-            if is_new and (facts.st_ino, facts.st_ctime_ns) not in self.written:
+            if is_new and self._known.get((facts.st_ino, facts.st_ctime_ns), begun) >= begun:
+                self._remember(facts)
                 yield described(printable(path), facts)
+
+    def _remember(self, facts: os.stat_result) -> None:
+        self._known.setdefault((facts.st_ino, facts.st_ctime_ns), time.monotonic())
+        if len(self._known) > KNOWN:
+            self._known.popitem(last=False)
 
     def read(self, stream: Stream, asked: Frame) -> None:
         """Send the file's facts as one JSON piece, then its bytes from `start`, at most `length`."""
@@ -122,9 +134,7 @@ class Files:
             os.fchmod(fd, asked.get("mode", 0o644))
             os.rename(temporary, name, src_dir_fd=at, dst_dir_fd=at)
             facts = os.fstat(fd)
-            self.written[facts.st_ino, facts.st_ctime_ns] = None
-            if len(self.written) > WRITTEN:
-                self.written.popitem(last=False)
+            self._remember(facts)
             os.close(fd)
             os.close(at)
             stream.close(**described(asked["path"], facts))
@@ -242,8 +252,10 @@ def parts_of(path: str) -> list[str]:
     parts = path.split("/")
     if path.startswith("/"):
         raise Refused("invalid_path", "A path is relative to the workspace: leave out the slash at its beginning")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise Refused("invalid_path", "A path has no empty part, no `.`, no `..` and no null byte")
+    if any(part.strip() in ("", ".", "..") for part in parts):
+        raise Refused("invalid_path", "A path has no empty or blank part, no `.` and no `..`")
+    if any(letter < " " or letter == "\x7f" for letter in path):
+        raise Refused("invalid_path", "A path has no control characters")
     if len(parts) > DEPTH or any(len(part.encode("utf-8", "surrogatepass")) > NAME_LIMIT for part in parts):
         raise Refused("invalid_path", f"A path has at most {DEPTH} parts of at most {NAME_LIMIT} bytes")
     return parts

@@ -6,13 +6,14 @@ from collections.abc import AsyncIterator
 from typing import Annotated, Any
 from urllib.parse import quote, unquote_to_bytes
 
-from litestar import Request, Response, delete, get, head, patch, post, put
+from litestar import Request, Response, delete, get, head, patch, post, put, route
 from litestar.params import Parameter
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_201_CREATED, HTTP_204_NO_CONTENT, HTTP_206_PARTIAL_CONTENT
 
 from orchestrator import errors
 from orchestrator.api.guard import ACCEPTS, ANY
+from orchestrator.files import Download
 from orchestrator.models import ID_PATTERN, File, FilePage, Move, NewDirectory, Unpacked
 from orchestrator.service import Orchestrator
 from orchestrator.session import Session
@@ -23,11 +24,13 @@ PageSize = Annotated[int, Parameter(ge=1, le=1000, description="files of one pag
 HttpRequest = Request[Any, Any, Any]
 BYTES, TAR = "application/octet-stream", "application/x-tar"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
+TWICE = re.compile(r"%(00|2e|2f|5c)", re.IGNORECASE)  # null byte, dot, slash, backslash
 STREAMED = {ACCEPTS: ANY}
-PATH = "/sessions/{sid:str}/files/{path:path}"
+LIST_PATH = "/sessions/{sid:str}/files"
+PATH = f"{LIST_PATH}/{{path:path}}"
 
 
-@get("/sessions/{sid:str}/files", summary="List files")
+@get(LIST_PATH, summary="List files")
 async def list_files(
     service: Orchestrator,
     sid: Sid,
@@ -42,34 +45,27 @@ async def list_files(
         return await workspace.list(path, recursive=recursive, limit=limit, after=after)
 
 
+@route(LIST_PATH, http_method=["PUT", "POST", "PATCH", "DELETE"], opt=STREAMED, include_in_schema=False)
+async def refuse_no_path(service: Orchestrator, sid: Sid) -> None:
+    """Say what is missing where a path is empty."""
+    service.sessions.get(sid)
+    raise errors.InvalidPath("Name a file of the workspace behind `files/`")
+
+
 @get(PATH, media_type=BYTES, summary="Read a file")
 async def read_file(service: Orchestrator, request: HttpRequest, sid: Sid) -> Stream:
     """Send a file, or the part of it that a `Range` header with one range asks for. No link is followed."""
-    session = service.sessions.get(sid)
-    path = path_of(request)
-    with session.in_use() as workspace:
-        file = await workspace.stat(path)
-        part = range_of(request.headers.get("range"), file.size_bytes)
-        start, length = part or (0, None)
-        download = await workspace.read(path, start=start, length=length)
-    size = download.file.size_bytes
-    length = max(0, size - start if length is None else min(length, size - start))
-    headers = headers_of(download.file) | {"Content-Length": str(length)}
-    if part is not None:
-        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
-    status = HTTP_200_OK if part is None else HTTP_206_PARTIAL_CONTENT
-    body = exactly(used(session, download.chunks()), length)
-    return Stream(body, status_code=status, headers=headers, media_type=media_type_of(path))
+    return await send_file(service.sessions.get(sid), path_of(request), request.headers.get("range"))
 
 
 @head(PATH, media_type=BYTES, summary="Read what a path is")
-async def read_facts(service: Orchestrator, request: HttpRequest, sid: Sid) -> Response[None]:
+async def read_facts(service: Orchestrator, request: HttpRequest, sid: Sid) -> Response[bytes]:
     """Tell size and time of a file; `X-File-Type` says what it is."""
     path = path_of(request)
     with service.sessions.get(sid).in_use() as workspace:
         file = await workspace.stat(path)
     headers = headers_of(file) | {"Content-Length": str(file.size_bytes)}
-    return Response(None, headers=headers, media_type=media_type_of(path))
+    return Response(b"", headers=headers, media_type=media_type_of(path))
 
 
 @put(PATH, status_code=HTTP_201_CREATED, opt=STREAMED, request_max_body_size=None, summary="Write a file")
@@ -134,6 +130,7 @@ async def write_archive(service: Orchestrator, request: HttpRequest, sid: Sid, p
 
 handlers = [
     list_files,
+    refuse_no_path,
     read_file,
     read_facts,
     write_file,
@@ -145,13 +142,42 @@ handlers = [
 ]
 
 
+async def send_file(session: Session, path: str, wanted: str | None) -> Stream:
+    """Return the answer that sends a file, or the range of it that is `wanted`."""
+    with session.in_use() as workspace:
+        file = await workspace.stat(path)
+        part = range_of(wanted, file.size_bytes)
+        start, length = part or (0, None)
+        download = await workspace.read(path, start=start, length=length)
+    size = download.file.size_bytes
+    length = max(0, size - start if length is None else min(length, size - start))
+    headers = headers_of(download.file) | {"Content-Length": str(length)}
+    if part is not None:
+        headers["Content-Range"] = f"bytes {start}-{start + length - 1}/{size}"
+    status = HTTP_200_OK if part is None else HTTP_206_PARTIAL_CONTENT
+    body = exactly(used(session, download.chunks()), length)
+    return Stream(body, status_code=status, headers=headers, media_type=media_type_of(path))
+
+
+async def read_whole(download: Download) -> bytes:
+    """Return all bytes of a file that is small enough."""
+    return b"".join([chunk async for chunk in download.chunks()])
+
+
 def path_of(request: HttpRequest) -> str:
     """Return the path as the client wrote it: the server's reading of it has lost empty parts and dots."""
-    raw: bytes = request.scope["raw_path"].partition(b"/files/")[2]
+    return path_behind(request.scope["raw_path"].partition(b"/files/")[2])
+
+
+def path_behind(raw: bytes) -> str:
+    """Return a path that was percent-encoded once. InvalidPath for one that says something else to others."""
     try:
-        return unquote_to_bytes(raw).decode()
+        path = unquote_to_bytes(raw).decode()
     except UnicodeDecodeError:
         raise errors.InvalidPath("A path is UTF-8, percent-encoded") from None
+    if TWICE.search(path):
+        raise errors.InvalidPath("The path is encoded twice: what is left of it could mean another file to others")
+    return path
 
 
 def range_of(text: str | None, size: int) -> tuple[int, int] | None:

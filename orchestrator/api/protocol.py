@@ -1,6 +1,8 @@
 """HTTP on one connection: uvicorn's, with bounds on the size of a request's head and on the time that one takes."""
 
 import asyncio
+import socket
+import struct
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -10,6 +12,7 @@ FRAMING = 16  # bytes of chunked framing that come with one of body, at most
 PATIENCE_S = 20.0  # a request may take so long, and longer by what its size allows
 LEAST_RATE = 1024  # bytes a second
 LOOK_S = 5.0
+STALLED_S = 30.0  # a client that takes nothing of its answer for so long is cut off
 
 
 class Protocol(HttpToolsProtocol):
@@ -22,6 +25,7 @@ class Protocol(HttpToolsProtocol):
         self._begun: float | None = self.loop.time()
         self._headed = False
         self._taken = self._body = 0
+        self._unsent, self._stalled_s = 0, 0.0
         self._looking = self.loop.call_later(LOOK_S, self._look)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -55,6 +59,7 @@ class Protocol(HttpToolsProtocol):
     def _look(self) -> None:
         """Close the connection of a client that is too slow, or that goes on sending what was answered already."""
         self._looking = self.loop.call_later(LOOK_S, self._look)
+        self._look_at_reader()
         if self._begun is None:
             return
         if self._headed and self.cycle.response_complete:
@@ -63,6 +68,17 @@ class Protocol(HttpToolsProtocol):
             self._begun += LOOK_S
         elif self.loop.time() - self._begun > PATIENCE_S + self._taken / LEAST_RATE:
             self._refuse(HTTPStatus.REQUEST_TIMEOUT)
+
+    def _look_at_reader(self) -> None:
+        """Cut off a client that has stopped reading: what waits for it holds memory, and its sandbox."""
+        unsent = self.transport.get_write_buffer_size()
+        is_stalled = unsent > 0 and unsent == self._unsent
+        self._unsent, self._stalled_s = unsent, self._stalled_s + LOOK_S if is_stalled else 0.0
+        if self._stalled_s >= STALLED_S:
+            # With a reset: else the kernel keeps its own megabytes for this client, and goes on offering them.
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
 
     def _refuse(self, status: HTTPStatus) -> None:
         if self.transport.is_closing():

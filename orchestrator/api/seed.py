@@ -9,8 +9,10 @@ from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK
 
 from orchestrator import errors, models
+from orchestrator.api import seed_files
 from orchestrator.api.problems import problem_of
 from orchestrator.api.waiting import while_connected
+from orchestrator.files import Workspace
 from orchestrator.models import ID_PATTERN, ExecutionRequest, OneShotRequest, Seconds, SessionRequest
 from orchestrator.service import Orchestrator
 
@@ -19,6 +21,7 @@ CODES = {
     "session_not_found": "SESSION_NOT_FOUND",
     "session_ended": "SESSION_EXPIRED",
     "invalid_request": "INVALID_CODE",
+    "file_not_found": "FILE_NOT_FOUND",
 }
 LIMIT_STATUS, TIMEOUT_STATUS = 429, 408
 
@@ -112,10 +115,12 @@ async def end_session(service: Orchestrator, sid: Sid) -> dict[str, str]:
 
 @get("/status/{sid:str}", summary="Read a session")
 async def status(service: Orchestrator, sid: Sid) -> dict[str, Any]:
-    """Tell whether a session exists."""
+    """Tell whether a session exists, and what is at the top of its workspace."""
     session = service.sessions.held.get(sid)
-    created_at = session.facts().created_at if session is not None else None
-    return {"id": sid, "exists": session is not None, "created_at": created_at, "files": []}
+    if session is None:
+        return {"id": sid, "exists": False, "created_at": None, "files": []}
+    files = await seed_files.all_files(Workspace(session.container), "", recursive=False)
+    return {"id": sid, "exists": True, "created_at": session.facts().created_at, "files": files}
 
 
 @post("/execute_code/{sid:str}", status_code=HTTP_200_OK, summary="Execute code")
@@ -268,6 +273,7 @@ router = Router(
         execute_handler,
         workspaces,
         cleanup_all,
+        *seed_files.handlers,
     ],
     exception_handlers={Exception: handle},
     tags=["seed"],

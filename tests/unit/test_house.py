@@ -26,7 +26,10 @@ FLOORS = {
     3: "pool executions session admission stdin sessions functions unpack warm invocations",
     4: "backoff observer plan removals starts reconciler adoption",
     5: "service",
-    6: "api api.guard api.problems api.bodies api.protocol api.waiting api.files api.executions api.native api.operations api.seed api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 app sdk",
+    6: "api api.guard api.problems api.bodies api.protocol api.waiting "
+    "api.files api.seed_files api.executions api.native api.operations api.seed "
+    "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 "
+    "app sdk",
     7: "doctor server cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}

@@ -1,6 +1,7 @@
 """Bounds on a client: how large a request's head may be, and how long a request may take to arrive."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -17,6 +18,11 @@ READER_S = 5.0
 
 async def app(scope: dict[str, object], receive: Callable[..., object], send: Callable[..., object]) -> None:
     """Read the body, unless the path says otherwise; answer with its size."""
+    if scope["path"] == "/long":
+        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[misc]
+        for _ in range(1000):
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})  # type: ignore[misc]
+        return
     size = 0
     while scope["path"] != "/early":
         message = await receive()  # type: ignore[misc]
@@ -34,6 +40,7 @@ async def port(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[int]:
     monkeypatch.setattr(protocol, "PATIENCE_S", 0.3)
     monkeypatch.setattr(protocol, "LOOK_S", 0.05)
     monkeypatch.setattr(protocol, "LEAST_RATE", 1 << 20)
+    monkeypatch.setattr(protocol, "STALLED_S", 0.3)
     config = uvicorn.Config(app, port=0, http=Protocol, ws="none", lifespan="off", log_config=None)
     config.load()
     server = uvicorn.Server(config)
@@ -69,6 +76,20 @@ async def test_a_request_in_time_is_answered(port: int) -> None:
 @pytest.mark.parametrize("sent", [b"G", HEAD, HEAD + b"X: ", BODY, BODY + b"x", CHUNKED, CHUNKED + b"1\r\nx\r\n"])
 async def test_a_request_that_does_not_end_is_refused_in_time(port: int, sent: bytes) -> None:
     assert (await answer(port, sent)).startswith(b"HTTP/1.1 408 ")
+
+
+async def test_a_client_that_stops_reading_is_cut_off(port: int) -> None:
+    """By a reset, so that the kernel keeps nothing for it either."""
+    with socket.socket() as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        connection.setblocking(False)
+        loop = asyncio.get_running_loop()
+        await loop.sock_connect(connection, ("127.0.0.1", port))
+        await loop.sock_sendall(connection, b"GET /long HTTP/1.1\r\nHost: x\r\n\r\n")
+        await loop.sock_recv(connection, 100)
+        async with asyncio.timeout(READER_S):
+            while not connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+                await asyncio.sleep(0.05)
 
 
 async def test_a_client_that_says_nothing_is_left(port: int) -> None:
