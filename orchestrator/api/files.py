@@ -58,14 +58,14 @@ async def read_file(service: Orchestrator, request: HttpRequest, sid: Sid) -> St
     return await send_file(service.sessions.get(sid), path_of(request), request.headers.get("range"))
 
 
-@head(PATH, media_type=BYTES, summary="Read what a path is")
-async def read_facts(service: Orchestrator, request: HttpRequest, sid: Sid) -> Response[bytes]:
+@head(PATH, summary="Read what a path is")
+async def read_facts(service: Orchestrator, request: HttpRequest, sid: Sid) -> Response[None]:
     """Tell size and time of a file; `X-File-Type` says what it is."""
     path = path_of(request)
     with service.sessions.get(sid).in_use() as workspace:
         file = await workspace.stat(path)
-    headers = headers_of(file) | {"Content-Length": str(file.size_bytes)}
-    return Response(b"", headers=headers, media_type=media_type_of(path))
+    size = {"Content-Length": str(file.size_bytes), "Content-Type": media_type_of(path)}
+    return Response(None, headers=headers_of(file) | size)
 
 
 @put(PATH, status_code=HTTP_201_CREATED, opt=STREAMED, request_max_body_size=None, summary="Write a file")
