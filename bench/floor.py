@@ -22,7 +22,7 @@ def command() -> list[str]:
     """Return the command of one cold sandbox."""
     layout = Layout(Path("/scratch"), Path("/workspace"), share_network=True)
     layout._numbers = 1 << 40  # apart from the agent's own
-    words = layout.arguments(layout.make_scratch()).decode().split("\0")[:-1]
+    words = layout.arguments(layout.make_scratch(), "bootstrap.pyc").decode().split("\0")[:-1]
     at = words.index("--json-status-fd")
     del words[at : at + 2]
     return [BWRAP, *words, "--", "/usr/bin/python3", "-c", "pass"]

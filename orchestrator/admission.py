@@ -49,8 +49,6 @@ class Admission:
             raise InvalidRequest("Give `code` or `command`, not both")
         if request.command is None and request.code is None and "." not in (request.handler or ""):
             raise InvalidRequest("Give `code`, `command`, or a `handler` of the form module.function")
-        if request.language == "shell" and request.command is None and request.code is None:
-            raise InvalidRequest("Shell has no handlers: give `code` or `command`")
         if request.background:  # it ends with its session at the latest
             if request.timeout_s is not None:
                 self.ttl_s(request.timeout_s, name="timeout_s")

@@ -127,6 +127,7 @@ def execute(
     command: str | Sequence[str] | None = None,
     event: Any = UNSET,
     timeout_s: float | None = None,
+    handler: str | None = None,
     context: Mapping[str, Any] | None = None,
     args: Sequence[str] | None = None,
     stdin: str | None = None,
@@ -136,10 +137,9 @@ def execute(
 ) -> Call[models.Execution]:
     """Run code or a command once, in a fresh container that is gone afterwards."""
     inputs = {"context": context, "args": args, "stdin": stdin, "env": env}
+    what = {"code": code, "command": command, "handler": handler}
     chosen = {"language": language, "template": template, "timeout_s": timeout_s}
-    return _execution(
-        "/v1/execute", models.OneShotRequest, {"code": code, "command": command} | chosen | inputs, event=event
-    )
+    return _execution("/v1/execute", models.OneShotRequest, what | chosen | inputs, event=event)
 
 
 def list_executions(session_id: str) -> Call[models.ExecutionPage]:

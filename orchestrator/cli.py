@@ -12,12 +12,13 @@ import msgspec
 
 from orchestrator import __version__, settings
 from orchestrator.errors import EngineError, InvalidRequest, SandboxError, SettingsError
-from orchestrator.models import Execution, OneShotRequest
+from orchestrator.models import LANGUAGES, Execution, Language, OneShotRequest
 from orchestrator.settings import Settings
 
 T = TypeVar("T")
 CODE_FAILED, MISUSED, NOT_RUN, TIMED_OUT, INTERRUPTED = 1, 2, 3, 124, 130
 EXIT_CODES = {"ok": 0, "timeout": TIMED_OUT, "lost": NOT_RUN, "cancelled": NOT_RUN}
+ENDINGS: dict[str, Language] = {".js": "javascript", ".mjs": "javascript", ".cjs": "javascript", ".sh": "shell"}
 LOOK_S = 0.1
 
 
@@ -90,6 +91,7 @@ def innermost(error: BaseException) -> BaseException:
 
 @main.command()
 @click.argument("script", type=click.File(encoding="utf-8"))
+@click.option("--language", type=click.Choice(LANGUAGES), help="The script's; unless given, its name's ending tells.")
 @click.option("--event", metavar="JSON", help="The handler's event; {} unless given.")
 @click.option(
     "--event-file",
@@ -123,6 +125,7 @@ def innermost(error: BaseException) -> BaseException:
 @click.option("--api-key", envvar="SANDBOX_API_KEY", show_envvar=True, help="The service's key.")
 def run(
     script: TextIO,
+    language: Language | None,
     event: str | None,
     event_file: TextIO | None,
     context: str | None,
@@ -133,7 +136,9 @@ def run(
     url: str | None,
     api_key: str | None,
 ) -> None:
-    """Run a Python SCRIPT once in a sandbox (- is stdin), and print what its `handler` returned.
+    """Run a SCRIPT once in a sandbox (- is stdin), and print what its `handler` returned.
+
+    It is Python, but JavaScript when its name ends in .js, .mjs or .cjs, and shell when it ends in .sh.
 
     The value alone goes to stdout, so that it can be piped on. What the code printed, to stdout or to stderr, goes to
     stderr, unless --quiet; one more line there tells why there is no value.
@@ -151,6 +156,7 @@ def run(
     given_event = read_text(event_file, "--event-file") if event_file is not None else event
     fields = {
         "code": read_text(script, "SCRIPT"),
+        "language": language or ENDINGS.get(Path(script.name).suffix, "python"),
         "event": {} if given_event is None else parse(given_event, "--event"),
         "context": {} if context is None else parse(context, "--context"),
         "timeout_s": timeout,

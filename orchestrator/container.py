@@ -12,10 +12,11 @@ from orchestrator.channel import AGAIN_S, Channel, being_attached
 from orchestrator.engine import Engine, Spec
 from orchestrator.errors import ContainerLost, EngineError, IsolationError, Unavailable
 from orchestrator.frames import Result, StdinResult
+from orchestrator.languages import Languages
 from orchestrator.models import Stream
 from orchestrator.streams import Streams
 
-AGENT_VERSION = 4
+AGENT_VERSION = 5
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
@@ -66,6 +67,7 @@ class Container:
         self.spec = spec
         self.layers: dict[str, bool] = {}
         self.canary: dict[str, Any] = {}
+        self.languages: Languages = {}
         self.lost_reason: str | None = None
         self.ready_at = 0.0
         self.missed_beats = 0
@@ -96,7 +98,7 @@ class Container:
         self._pings = 0
         self._pongs = 0
 
-    async def start(self, engine: Engine, limits: dict[str, int]) -> None:
+    async def start(self, engine: Engine, limits: dict[str, Any]) -> None:
         """Start it and judge its self-test. IsolationError when a required layer was not observed."""
         self._channel.open(await engine.start(self.spec, self._channel))
         hello = await self._greet(limits)
@@ -256,7 +258,7 @@ class Container:
         self._told.update(acks)
         return acks
 
-    async def _greet(self, limits: dict[str, int]) -> frames.Hello:
+    async def _greet(self, limits: dict[str, Any]) -> frames.Hello:
         self._hello = asyncio.get_running_loop().create_future()
         self._nonce = secrets.token_hex(8)
         self._channel.send(frames.encode("hello", nonce=self._nonce, limits=limits))
@@ -267,6 +269,7 @@ class Container:
 
     def _judge(self, engine: Engine, hello: frames.Hello) -> None:
         self.canary = hello.canary
+        self.languages = hello.languages
         self.layers = isolation.judge(hello.canary, engine=engine.name, uid=self.spec.uid)
         missing = {layer for layer in engine.required_layers if not self.layers.get(layer)}
         if missing:

@@ -182,14 +182,15 @@ def job_of(
 ) -> dict[str, Any]:
     """Return the job that the agent gets; what a field's default says is left out."""
     job: dict[str, Any] = {"timeout_s": timeout_s, "env": env | request.env}
-    if request.command is not None:
-        words = ["/bin/bash", "-c", request.command, "bash"] if isinstance(request.command, str) else request.command
-        job["argv"] = [*words, *request.args]
-    elif request.language == "shell":
-        job["argv"] = ["/bin/bash", "-c", request.code, "bash", *request.args]
+    if isinstance(request.command, list):
+        job["argv"] = [*request.command, *request.args]
+    elif request.command is not None:
+        job |= {"language": "shell", "code": request.command, "args": request.args}
     else:
         job |= {"code": request.code, "handler": request.handler, "event": request.event, "args": request.args}
         job["context"] = context | request.context
+        if request.language != ExecutionRequest.language:
+            job["language"] = request.language
     if request.stdin:
         job["stdin"] = request.stdin
     if request.stdin_open:

@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from orchestrator.errors import ContainerLost
-from orchestrator.models import Artifact, File, Outcome, Stream
+from orchestrator.models import Artifact, File, Language, Outcome, Stream
 
 LINE_LIMIT = 64 * 1024
 PART = 32 * 1024  # raw bytes in one part frame; base64 keeps it below LINE_LIMIT
@@ -37,6 +37,12 @@ class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     age_s: Amount
 
 
+class Support(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What an image can do in one language."""
+
+    handlers: bool
+
+
 class Hello(AgentFrame, frozen=True):
     """The agent is ready, and answers with what it is bound to and still holds; `kept` came `kept_age_s` ago."""
 
@@ -47,6 +53,7 @@ class Hello(AgentFrame, frozen=True):
     kept_age_s: Amount
     canary: dict[str, Any]
     executions: list[Known]
+    languages: dict[Language, Support] = {}
 
 
 class Bound(AgentFrame, frozen=True):

@@ -17,14 +17,14 @@ Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=32)
 ]
 Seconds = Annotated[float, Meta(gt=0, description="seconds")]
-Language = Literal["python", "shell"]
+Language = Literal["python", "javascript", "shell"]
 Outcome = Literal["ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost"]
 Source = Literal["warm", "cold"]
 EndReason = Literal["closed", "expired", "idle", "lost", "drained"]
 Stream = Literal["stdout", "stderr", "value", "display", "artifact"]
 EventKind = Literal["started", "stdout", "stderr", "display", "artifact", "done"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost")
-LANGUAGES: tuple[Language, ...] = ("python", "shell")
+LANGUAGES: tuple[Language, ...] = ("python", "javascript", "shell")
 END_REASONS: tuple[EndReason, ...] = ("closed", "expired", "idle", "lost", "drained")
 
 
@@ -55,9 +55,9 @@ class SessionPatch(Request, frozen=True):
 class ExecutionRequest(Request, frozen=True):
     """Run code or a command.
 
-    `code` that defines the handler is called with `event`, and with a context when it takes two
-    arguments; without a handler it is a script. `handler` may be `module.function` of a workspace
-    file, then `code` may be left out. `command` is a line for bash, or a list of words.
+    `code` that defines the handler, in JavaScript exports it, is called with `event` and a context; without
+    a handler it is a script. `handler` may be `module.function` of a workspace file, then `code` may be left
+    out. `command` is a line for bash, or a list of words.
     In the `background` it is not waited for, and may run as long as its session lives. With
     `stdin_open` more may be sent to its stdin after `stdin`.
     """
@@ -212,7 +212,7 @@ class EventText(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):
-    """A named recipe for containers."""
+    """A named recipe for containers. `languages` is null until a container of it has told which its image has."""
 
     name: str
     image: str
@@ -221,7 +221,7 @@ class Template(msgspec.Struct, frozen=True, kw_only=True):
     memory_kb: int
     workspace_kb: int
     network: str
-    languages: list[Language]
+    languages: list[Language] | None
 
 
 class TemplatePage(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,9 +4,12 @@ import asyncio
 from collections import deque
 from collections.abc import Callable
 
+import msgspec
+
 from orchestrator.container import Container
 from orchestrator.errors import Unavailable
-from orchestrator.models import Source
+from orchestrator.languages import Languages
+from orchestrator.models import Source, Template
 from orchestrator.recipes import Recipe
 
 
@@ -19,6 +22,7 @@ class Pool:
 
     def __init__(self, recipe: Recipe, wake: Callable[[], None]) -> None:
         self.recipe = recipe
+        self.languages: Languages | None = None  # not known until a container has told
         self.ready: deque[Container] = deque()
         self.starting: set[str] = set()
         self.waiting: deque[asyncio.Future[Container]] = deque()
@@ -28,6 +32,12 @@ class Pool:
     def deficit(self) -> int:
         """How many containers are missing; negative when there are too many."""
         return self.recipe.template.pool_size + len(self.waiting) - len(self.ready) - len(self.starting)
+
+    @property
+    def template(self) -> Template:
+        """The template, with the languages that its image has."""
+        languages = None if self.languages is None else list(self.languages)
+        return msgspec.structs.replace(self.recipe.template, languages=languages)
 
     async def acquire(self, timeout_s: float) -> tuple[Container, Source]:
         """Take a container for good: the one that is ready longest, or the next that starts.

@@ -1,16 +1,18 @@
 """From a template to a container: what to start, and the limits inside it."""
 
 import secrets
+from typing import Any
 
 import msgspec
 
 from orchestrator import models
 from orchestrator.engine import Spec
-from orchestrator.models import Template
-from orchestrator.settings import Settings
+from orchestrator.models import Language, Template
+from orchestrator.settings import PREBOOT, Settings
 
 TEMPLATE_LABEL, UID_LABEL = "sandbox.template", "sandbox.uid"
 AGENT_HEADROOM = 48 << 20  # bytes of the container's memory that are the agent's
+WAITING = 16 << 20  # bytes that a waiting sandbox of another language than Python takes beyond that
 OPEN_FILES = 256
 
 
@@ -18,7 +20,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
     """What the reconciler needs to start a container of a template."""
 
     template: Template
-    preboot: int
+    preboot: dict[Language, int]
     runtime: str | None
 
 
@@ -34,22 +36,29 @@ def recipes(settings: Settings) -> dict[str, Recipe]:
             memory_kb=int(recipe.memory_kb or settings.memory_limit),
             workspace_kb=int(recipe.workspace_kb or settings.workspace_limit),
             network="none",
-            languages=list(models.LANGUAGES),
+            languages=None,
         )
-        made[name] = Recipe(template=template, preboot=int(recipe.preboot or settings.preboot), runtime=recipe.runtime)
+        preboot = by_language(PREBOOT) | by_language(settings.preboot) | by_language(recipe.preboot or {})
+        made[name] = Recipe(template=template, preboot=preboot, runtime=recipe.runtime)
     return made
+
+
+def by_language(preboot: int | dict[Language, int]) -> dict[Language, int]:
+    """Return how many sandboxes of each language wait; a number alone is Python's."""
+    return {"python": preboot} if isinstance(preboot, int) else preboot
 
 
 def spec_of(settings: Settings, recipe: Recipe, *, uid: int) -> Spec:
     """Return the container to start for a recipe, under a new name of ours."""
     template = recipe.template
     workspace, scratch = template.workspace_kb << 10, settings.scratch_limit << 10
+    waiting = WAITING * sum(count for language, count in recipe.preboot.items() if language != "python")
     return Spec(
         name=f"sandbox-{settings.instance}-{secrets.token_hex(6)}",
         image=template.image,
         uid=uid,
         cpus=template.cpu_quota,
-        memory_bytes=(template.memory_kb << 10) + AGENT_HEADROOM + workspace + scratch,
+        memory_bytes=(template.memory_kb << 10) + AGENT_HEADROOM + waiting + workspace + scratch,
         workspace_bytes=workspace,
         scratch_bytes=scratch,
         labels={TEMPLATE_LABEL: template.name, UID_LABEL: str(uid)},
@@ -57,7 +66,7 @@ def spec_of(settings: Settings, recipe: Recipe, *, uid: int) -> Spec:
     )
 
 
-def limits_of(settings: Settings, recipe: Recipe) -> dict[str, int]:
+def limits_of(settings: Settings, recipe: Recipe) -> dict[str, Any]:
     """Return the limits that the agent puts on every execution."""
     template = recipe.template
     return {

@@ -88,8 +88,9 @@ class Reconciler:
         return container
 
     def note_ready(self, container: Container) -> None:
-        """Remember what the newest container's self-test showed."""
+        """Remember what the newest container's self-test showed, and what its image speaks."""
         self.layers, self.canary = container.layers, container.canary
+        self._pools[container.template].languages = container.languages
 
     async def run(self, sessions: Sessions) -> None:
         """Reconcile until cancelled: when woken, when a session is due, and every `reconcile_seconds`."""

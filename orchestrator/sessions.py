@@ -24,6 +24,7 @@ from orchestrator.errors import (
 )
 from orchestrator.executions import Note, Record, job_of, lambda_context, note_of
 from orchestrator.frames import Hello
+from orchestrator.languages import check
 from orchestrator.metrics import Metrics
 from orchestrator.models import EndReason, ExecutionRequest, OneShotRequest, SessionPatch, SessionRequest, Source
 from orchestrator.pool import Pool
@@ -166,6 +167,7 @@ class Sessions:
         """
         session = self.get(sid)
         note = note_of(request, timeout_s=self.admission.timeout_s(request), key=key, stays=stays)
+        check(request, session.container.languages, template=session.container.template)
         if key is not None and (eid := session.keys.get(key)) is not None:
             record = session.records[eid]
             if record.note.digest != note.digest:
@@ -205,12 +207,16 @@ class Sessions:
         if request.background or request.stdin_open:
             raise InvalidRequest("`background` and `stdin_open` are for executions in a session")
         timeout_s = self.admission.timeout_s(request)
+        pool = self._pool(request.template)
+        if pool.languages is not None:  # else the container tells, once there is one
+            check(request, pool.languages, template=pool.recipe.template.name)
         self.admission.execution(in_session=0, in_flight=self.in_flight - len(self._background))
         name = f"once-{secrets.token_hex(8)}"
         self.one_shots.add(name)
         try:
             container, _ = await self._acquire(request.template)
             try:
+                check(request, container.languages, template=container.template)
                 await container.bind(name, {})
                 record = Record(f"e{secrets.token_hex(10)}", name, note_of(request, timeout_s=timeout_s, key=None))
                 await self._execute(record, container, request, {})
@@ -358,11 +364,15 @@ class Sessions:
             record.facts.outcome = "cancelled"
             session.turns.call_off(record.id)
 
-    async def _acquire(self, template: str | None) -> tuple[Container, Source]:
+    def _pool(self, template: str | None) -> Pool:
         pool = self._pools.get(template or self._default)
         if pool is None:
             names = ", ".join(self._pools)
             raise UnknownTemplate(f"There is no template {template}: use one of {names}")
+        return pool
+
+    async def _acquire(self, template: str | None) -> tuple[Container, Source]:
+        pool = self._pool(template)
         taken = len(self.held) + len(self._opening) + len(self.one_shots)  # the one that asks included
         self.admission.session(taken=taken, waiting=sum(len(pool.waiting) for pool in self._pools.values()))
         begun = time.monotonic()

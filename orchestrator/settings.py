@@ -4,18 +4,20 @@ import ipaddress
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta
 
 from orchestrator.errors import SettingsError
-from orchestrator.models import ID_PATTERN
+from orchestrator.models import ID_PATTERN, Language
 
 PREFIX = "SANDBOX_"
 CLIENT = {"SANDBOX_URL", "SANDBOX_API_KEY"}  # what the SDK reads, and `orchestrator run`
 Positive = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=ID_PATTERN)]
+Preboot = Annotated[int, Meta(ge=1, le=16)] | dict[Language, Annotated[int, Meta(ge=0, le=16)]]
+PREBOOT = 2
 
 
 class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -26,7 +28,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cpu_quota: Positive | None = None
     memory_kb: Annotated[int, Meta(ge=32768)] | None = None
     workspace_kb: Annotated[int, Meta(ge=1024)] | None = None
-    preboot: Annotated[int, Meta(ge=1, le=16)] | None = None
+    preboot: Preboot | None = None
     runtime: str | None = None
 
 
@@ -78,7 +80,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_body: Annotated[int, Meta(ge=1024, description="bytes of a request body")] = 8388608
 
     pool_size: Annotated[int, Meta(ge=0, le=400, description="containers kept ready for the default template")] = 2
-    preboot: Annotated[int, Meta(ge=1, le=16, description="sandboxes that wait in every container")] = 2
+    preboot: Annotated[
+        Preboot, Meta(description="sandboxes that wait in every container: of Python, or `language:number` pairs")
+    ] = PREBOOT
     max_containers: Annotated[int, Meta(ge=1, le=450, description="containers in all, those that start included")] = 64
     max_age_seconds: Annotated[Positive, Meta(description="life of a ready container that nobody takes")] = 3600.0
     acquire_timeout_seconds: Annotated[Positive, Meta(description="longest wait for a container")] = 30.0
@@ -210,11 +214,14 @@ def load(environ: Mapping[str, str]) -> Settings:
 
 def _parse(text: str, kind: Any) -> Any:
     plain = _plain(kind)
+    if _is_choice(plain):
+        number, table = get_args(plain)
+        return _parse(text, table if ":" in text else number)
     if get_origin(plain) is dict:
         pairs = [pair.partition(":") for pair in text.split(",") if pair]
         if any(not separator for _, separator, _ in pairs):
             raise ValueError("expected name:key pairs")
-        return msgspec.convert({name.strip(): key.strip() for name, _, key in pairs}, plain)
+        return msgspec.convert({name.strip(): key.strip() for name, _, key in pairs}, plain, strict=False)
     if plain is bool:
         known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if text.lower() not in known:
@@ -224,6 +231,11 @@ def _parse(text: str, kind: Any) -> Any:
     if isinstance(value, float) and value in (float("inf"), float("-inf")):
         raise ValueError("expected a finite number")
     return value
+
+
+def _is_choice(plain: Any) -> bool:
+    """Tell whether a setting is a number, or a number for each of some names."""
+    return get_origin(plain) is Union and type(None) not in get_args(plain)
 
 
 def _plain(kind: Any) -> Any:
@@ -242,10 +254,13 @@ def allowed(kind: Any) -> str:
         if getattr(meta, name) is not None
     ]
     plain = _plain(kind)
+    if _is_choice(plain):
+        return " or ".join(map(allowed, get_args(plain)))
     if get_origin(plain) is Literal:
         return "one of " + ", ".join(get_args(plain))
     words = {int: "a whole number", float: "a number", bool: "true or false"}
-    word = words.get(plain, "`name:key` pairs separated by commas" if get_origin(plain) is dict else "text")
+    second = "number" if get_origin(plain) is dict and _plain(get_args(plain)[1]) is int else "key"
+    word = words.get(plain, f"`name:{second}` pairs separated by commas" if get_origin(plain) is dict else "text")
     return " ".join([word, *bounds])
 
 

@@ -10,6 +10,8 @@ from orchestrator.container import AGENT_VERSION
 from orchestrator.engine import Engine, Receiver, Seen, Spec, Wire
 from orchestrator.errors import EngineError
 
+LANGUAGES = {"python": {"handlers": True}, "shell": {"handlers": False}}
+
 
 class Played:
     """The wire to an agent that is played here. It answers by itself; a test may also speak for it.
@@ -111,7 +113,7 @@ class Played:
             for eid, said in self.said.items()
         ]
         facts = {"version": AGENT_VERSION, "session": self.session, "kept": self.kept, "kept_age_s": self.kept_age_s}
-        self.say("hello", nonce=frame["nonce"], canary={}, executions=executions, **facts)
+        self.say("hello", nonce=frame["nonce"], canary={}, languages=LANGUAGES, executions=executions, **facts)
 
     def _on_bind(self, frame: frames.Frame) -> None:
         self.session, self.kept = frame["session"], frame["kept"]

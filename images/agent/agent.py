@@ -18,22 +18,23 @@ from canary import CANARY
 from execution import Execution, Limits
 from files import Files
 from frames import Frame, Lines, decode, encode
+from languages import LANGUAGES, PYTHON, find_languages
 from launcher import Launcher, prepare_process, read_proc
 from layout import Layout, make_etc
 from loop import WRITE, Loop
 from seatbelt import Seatbelt
+from stock import BOOT_RETRY_S, Stock
 from streams import Streams
 
-VERSION = 4
+VERSION = 5
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
-BOOT_RETRY_S = 0.1
 REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
 CHANNEL_FD = 900  # the channel's descriptors live out of the way of everything that is inherited
 
 
 class Agent:
-    """Executions by id, and the stock of sandboxes that wait for the next one.
+    """Executions by id, and the stock of sandboxes that wait for the next ones.
 
     An execution stays here, with its numbered output, until the orchestrator acknowledges its result.
     """
@@ -53,8 +54,6 @@ class Agent:
         self._hello: Frame | None = None
         self._executions: dict[str, Execution] = {}
         self._parts: dict[str, list[bytes]] = {}
-        self._stock: list[Launcher | Seatbelt] = []
-        self._booting: Launcher | Seatbelt | None = None
         self._sweeps: list[Iterator[None]] = []
         self._streams = Streams(self._loop, self._send, lambda: len(self._out))
         self._files = Files(workspace, self._sweep)
@@ -150,7 +149,7 @@ class Agent:
         execution.changed = self._files.changed
         self._executions[frame["id"]] = execution
         self._begin(execution)
-        self._loop.call_later(REFILL_S, self._refill)
+        self._loop.call_later(REFILL_S, self._stock.refill)
 
     def _on_stdin(self, frame: Frame) -> None:
         execution = self._executions.get(frame["id"])
@@ -178,64 +177,35 @@ class Agent:
         if execution.result is not None:
             return
         try:
-            launcher = self._take()
+            launcher = self._stock.take(execution.home)
         except OSError:  # no process or memory left for it just now; the execution's timeout ends the waiting
             self._loop.call_later(BOOT_RETRY_S, lambda: self._begin(execution))
             return
         execution.start(launcher)
 
-    def _take(self) -> Launcher | Seatbelt:
-        """Return the sandbox that was booted first, or boot one; OSError when that fails."""
-        return self._stock.pop(0) if self._stock else self._boot()
-
     def _done(self, execution: Execution) -> None:
         if execution.launcher is not None:
             self._leave(execution.launcher)
         else:
-            self._loop.call_later(0, self._refill)
+            self._loop.call_later(0, self._stock.refill)
+
+    def _take(self) -> Launcher | Seatbelt:
+        """Return the sandbox of Python that was booted first, or boot one; OSError when that fails."""
+        return self._stock.take(PYTHON)
 
     def _leave(self, launcher: Launcher | Seatbelt) -> None:
         """Clean up after a sandbox that has ended."""
         self._sweep(self._layout.remove_scratch(launcher.scratch))
-        if launcher is self._booting:
-            self._booting = None
-        self._loop.call_later(0, self._refill)
+        self._stock.forget(launcher)
+        self._loop.call_later(0, self._stock.refill)
 
-    def _refill(self) -> None:
-        """Boot the next sandbox, one after the other: boots that share the CPU are all late, this way one is early."""
-        if len(self._stock) >= self._limits.preboot or self._booting is not None:
-            return
-        try:
-            launcher = self._boot()
-        except OSError as error:
-            print(f"no sandbox could be started: {error}", file=sys.stderr)
-            self._loop.call_later(BOOT_RETRY_S, self._refill)
-            return
-        self._booting = launcher
-        launcher.on_ready = self._booted
-        launcher.on_end = lambda end: self._lost(launcher, end.message)
-        self._stock.append(launcher)
-
-    def _booted(self) -> None:
-        self._booting = None
-        self._loop.call_later(0, self._refill)
-
-    def _boot(self) -> Launcher | Seatbelt:
+    def _boot(self, language: str) -> Launcher | Seatbelt:
         if sys.platform == "darwin":
             limits = self._limits
             return Seatbelt(
                 self._loop, self._layout, files=limits.open_files, file_bytes=limits.file_bytes, command=SANDBOX_EXEC
             )
-        return Launcher(self._loop, self._layout, self._filter, self._rlimits, bwrap=self._bwrap)
-
-    def _lost(self, launcher: Launcher | Seatbelt, message: str) -> None:
-        """A waiting sandbox died: say why, and boot another after a pause."""
-        print(f"a waiting sandbox ended: {message}", file=sys.stderr)
-        self._stock.remove(launcher)
-        if launcher is self._booting:
-            self._booting = None
-        self._sweep(self._layout.remove_scratch(launcher.scratch))
-        self._loop.call_later(BOOT_RETRY_S, self._refill)
+        return Launcher(self._loop, self._layout, LANGUAGES[language], self._filter, self._rlimits, bwrap=self._bwrap)
 
     def _sweep(self, steps: Iterator[None]) -> None:
         self._sweeps.append(steps)
@@ -262,15 +232,19 @@ class Agent:
         self._bwrap = shutil.which("bwrap") or "/usr/bin/bwrap"
         self._filter = b"" if sys.platform == "darwin" else seccomp.program(os.uname().machine)
         make_etc(self._scratch / "etc")
-        source = Path(__file__).with_name("bootstrap.py")
-        py_compile.compile(str(source), cfile=str(self._scratch / "bootstrap.pyc"), doraise=True)
+        own = Path(__file__).parent
+        py_compile.compile(str(own / "bootstrap.py"), cfile=str(self._scratch / "bootstrap.pyc"), doraise=True)
+        shutil.copyfile(own / "harness.js", self._scratch / "harness.js")
         alone = [name for _, name in socket.if_nameindex()] == ["lo"]
         self._rlimits = self._limits.rlimits()
         self._layout = Layout(self._scratch, self._workspace, share_network=alone)
+        self._languages = find_languages()
+        wanted = {name: count for name, count in self._limits.preboot.items() if name in self._languages}
+        self._stock = Stock(self._loop, wanted, self._boot, self._leave)
         job: Frame = {"code": CANARY, "handler": "canary", "timeout_s": 20.0}
         execution = Execution("canary", job, {}, self._limits, self._loop, lambda _frame: None, self._judge)
         try:
-            execution.start(self._boot())
+            execution.start(self._boot(PYTHON))
         except OSError as error:
             self._fail(f"bubblewrap could not be started: {error}")
 
@@ -302,6 +276,7 @@ class Agent:
                 "kept": self._kept,
                 "kept_age_s": time.monotonic() - self._kept_at,
                 "canary": self._canary,
+                "languages": {name: {"handlers": bool(row.harness)} for name, row in self._languages.items()},
                 "executions": executions,
             }
         )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from frames import Frame
+from languages import LANGUAGES, PYTHON, home_of
 from launcher import End, Launcher
 from loop import Loop
 from output import Output, cut
@@ -30,7 +31,10 @@ RLIMIT_SIGPENDING = 11  # asm-generic/resource.h; Python has no name for it
 
 @dataclass(slots=True, frozen=True)
 class Limits:
-    """What every execution of this container may use; sizes in bytes, of one stream where they name output."""
+    """What every execution of this container may use; sizes in bytes, of one stream where they name output.
+
+    `preboot` says how many sandboxes of which language wait.
+    """
 
     memory_bytes: int
     file_bytes: int
@@ -38,7 +42,7 @@ class Limits:
     open_files: int
     keep_bytes: int
     drain_bytes: int
-    preboot: int
+    preboot: dict[str, int]
 
     def rlimits(self) -> dict[int, int]:
         """Return the resource limits of a sandbox's program."""
@@ -69,6 +73,7 @@ class Execution:
         self.launcher: Launcher | Seatbelt | None = None
         self.result: Frame | None = None
         self.message = ""
+        self.home = home_of(job)
         self._job = job
         self._note = note
         self._begun_at = time.monotonic()
@@ -100,7 +105,7 @@ class Execution:
         launcher.start(
             {
                 "code": job.get("code"),
-                "argv": job.get("argv"),
+                "argv": argv_of(job),
                 "args": job.get("args", []),
                 "handler": job.get("handler"),
                 "event": job.get("event"),
@@ -230,6 +235,14 @@ class Execution:
 def file_clock_ns() -> int:
     """Return now as the change time of a file would say it."""
     return time.clock_gettime_ns(CLOCK_REALTIME_COARSE) if sys.platform == "linux" else time.time_ns()
+
+
+def argv_of(job: dict[str, Any]) -> list[str] | None:
+    """Return the command that the job is, None for code that a harness runs."""
+    language = LANGUAGES[job.get("language", PYTHON)]
+    if "argv" in job or language.harness:
+        return job.get("argv")
+    return language.argv(job["code"], job.get("args", []))
 
 
 def oom_kills() -> int:

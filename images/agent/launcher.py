@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from inlet import CLOSED
+from languages import Language
 from layout import ARGS_FD, SECCOMP_FD, STATUS_FD, Layout
 from loop import Loop
 from program import READ_SIZE, Program, read
@@ -68,11 +69,20 @@ class Launcher:
     when nothing of the sandbox is alive and all its output was delivered.
     """
 
-    def __init__(self, loop: Loop, layout: Layout, seccomp: bytes, rlimits: dict[int, int], *, bwrap: str) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        layout: Layout,
+        language: Language,
+        seccomp: bytes,
+        rlimits: dict[int, int],
+        *,
+        bwrap: str,
+    ) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[End], None] = lambda _end: None
         self.scratch = layout.make_scratch()
-        self.program = Program(loop, self._become_ready)
+        self.program = Program(loop, self._become_ready, pack=language.pack)
         self._loop = loop
         self._layout = layout
         self._rlimits = rlimits
@@ -88,7 +98,8 @@ class Launcher:
         self._killed_usage: list[tuple[float, int]] = []
         self._status = b""
         self._dying = False
-        self._spawn(bwrap, layout.arguments(self.scratch), seccomp)
+        command = [bwrap, "--args", str(ARGS_FD), "--", *language.command(rlimits[resource.RLIMIT_DATA])]
+        self._spawn(command, layout.arguments(self.scratch, language.harness), seccomp)
 
     def start(self, job: dict[str, Any]) -> None:
         """Hand over the job; a sandbox that still boots gets it when it is ready."""
@@ -109,16 +120,15 @@ class Launcher:
 
     # --- boot
 
-    def _spawn(self, bwrap: str, arguments: bytes, seccomp: bytes) -> None:
+    def _spawn(self, command: list[str], arguments: bytes, seccomp: bytes) -> None:
         """Start bwrap without environment; its arguments follow once it is first in line for the OOM killer."""
         args_fd, our_args = os.pipe()
         seccomp_fd, our_seccomp = os.pipe()
         self._status_fd, status_fd = os.pipe()
         own = {ARGS_FD: args_fd, SECCOMP_FD: seccomp_fd, STATUS_FD: status_fd}
         actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in (self.program.child_ends | own).items()]
-        argv = [bwrap, "--args", str(ARGS_FD), "--", *self._layout.program]
         try:
-            self._pid = os.posix_spawn(bwrap, argv, {}, file_actions=actions, setsigdef=[signal.SIGPIPE])
+            self._pid = os.posix_spawn(command[0], command, {}, file_actions=actions, setsigdef=[signal.SIGPIPE])
             write(f"/proc/{self._pid}/oom_score_adj", b"1000")
             os.write(our_args, arguments)  # it fits a pipe, and so does the filter
             os.write(our_seccomp, seccomp)
@@ -188,7 +198,7 @@ class Launcher:
                 self._limit({resource.RLIMIT_CPU: int(timeout_s) + CPU_MARGIN_S})
             try:
                 self.program.feed(self._order)
-            except ValueError as error:  # nested deeper than marshal goes
+            except (ValueError, RecursionError) as error:  # nested deeper than what packs it goes
                 self.program.boot_errors = f"the job cannot be handed over: {error}".encode()
                 self.kill()
 

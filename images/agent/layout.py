@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from languages import HARNESSES, PATH
 from tree import remove_tree
 
 PROC_FILES = (
@@ -29,7 +30,6 @@ ETC_FILES = {
 }
 HOSTNAME = "sandbox"
 ARGS_FD, SECCOMP_FD, STATUS_FD = 5, 6, 7
-BOOTSTRAP = "/run/bootstrap.pyc"
 
 
 class Layout:
@@ -39,14 +39,14 @@ class Layout:
         self.scratch = scratch
         self.workspace = workspace
         self._numbers = 0
-        self.program = [sys.executable, "-I", "-S", "-u", BOOTSTRAP]
         self._head = self._namespaces(share_network=share_network) + self._system()
 
-    def arguments(self, number: int) -> bytes:
-        """Return bwrap's arguments for one scratch number, in the form of `--args FD`."""
+    def arguments(self, number: int, harness: str) -> bytes:
+        """Return bwrap's arguments for one scratch number and one harness, in the form of `--args FD`."""
         own = self.scratch / str(number)
         words = [
             *self._head,
+            *("--ro-bind", f"{self.scratch}/{harness}", f"{HARNESSES}/{harness}"),
             *("--bind", f"{own}/shm", "/dev/shm", "--bind", f"{own}/tmp", "/tmp"),
             *("--bind", str(self.workspace), "/workspace", "--chdir", "/workspace"),
             *("--remount-ro", "/proc", "--remount-ro", "/"),
@@ -81,7 +81,7 @@ class Layout:
     def _namespaces(*, share_network: bool) -> list[str]:
         words = "--unshare-user --unshare-ipc --unshare-pid --unshare-uts --unshare-cgroup-try --disable-userns"
         words += " --die-with-parent --new-session --clearenv --cap-drop ALL --uid 1000 --gid 1000"
-        words += " --setenv PATH /usr/local/bin:/usr/bin:/bin --setenv HOME /workspace --setenv LANG C.UTF-8"
+        words += f" --setenv PATH {PATH} --setenv HOME /workspace --setenv LANG C.UTF-8"
         if not share_network:
             words += " --unshare-net"
         if os.uname().nodename != HOSTNAME:  # a container has it already, and may not set it
@@ -99,9 +99,6 @@ class Layout:
             "--ro-bind",
             f"{self.scratch}/etc",
             "/etc",
-            "--ro-bind",
-            f"{self.scratch}/bootstrap.pyc",
-            BOOTSTRAP,
         ]
         words += ["--proc", "/proc", "--dir", "/dev"]
         for name in DEVICES:

@@ -21,12 +21,19 @@ class Program:
     What an interpreter says before it is ready explains why it never will be: `boot_errors`.
     """
 
-    def __init__(self, loop: Loop, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        loop: Loop,
+        on_ready: Callable[[], None],
+        *,
+        pack: Callable[[dict[str, Any]], bytes] = marshal.dumps,
+    ) -> None:
         self.on_output: Callable[[str, bytes], None] = lambda _stream, _data: None
         self.ready = False
         self.boot_errors = b""
         self._loop = loop
         self._on_ready = on_ready
+        self._pack = pack
         self._paused: set[int] = set()
         self._pace = Pace(loop)
         inward = {fd: os.pipe() for fd in (STDIN_FD, JOB_FD)}
@@ -54,7 +61,7 @@ class Program:
 
     def feed(self, job: dict[str, Any]) -> None:
         """Hand over the job. Stdin is its owner's to write and end, at any time."""
-        self._job.write(marshal.dumps(job))
+        self._job.write(self._pack(job))
         self._job.end()
 
     def pause(self, stream: str) -> None:

@@ -74,7 +74,7 @@ async def execute_once(service: Orchestrator, request: Request[Any, Any, Any], d
 @get("/templates", summary="List templates")
 async def list_templates(service: Orchestrator) -> TemplatePage:
     """List what containers can be started from; the first is the default."""
-    return TemplatePage(templates=[pool.recipe.template for pool in service.pools.values()])
+    return TemplatePage(templates=[pool.template for pool in service.pools.values()])
 
 
 @get("/pool", summary="Read the pools")

@@ -9,7 +9,7 @@ from tests.attack.cases import Case, check
 from tests.attack.live import PREBOOT, Live, serve, until
 from tests.attack.sight import DockerSight, staying, strays
 
-SCRATCH_ENTRIES = 2 + PREBOOT + 4  # etc, the bootstrap, those that wait, those that are just being removed
+SCRATCH_ENTRIES = 3 + PREBOOT + 4  # etc, the bootstrap, the harness, those that wait, those that are just being removed
 FLOOD_INODES = """
 import os, time
 n = 0

@@ -25,14 +25,14 @@ from orchestrator.models import Execution, ExecutionRequest, Stream
 MIB = 1 << 20
 KEEP, DRAIN = MIB, 16 * MIB
 FIRST_UID = 52000
-LIMITS = {
+LIMITS: dict[str, Any] = {
     "memory_bytes": 128 * MIB,
     "file_bytes": 64 * MIB,
     "processes": 64,
     "open_files": 256,
     "keep_bytes": KEEP,
     "drain_bytes": DRAIN,
-    "preboot": 2,
+    "preboot": {"python": 2},
 }
 NUMBERS = itertools.count()
 SOON_S = 10.0
@@ -60,7 +60,7 @@ def spec() -> Spec:
     )
 
 
-async def boot(engine: LocalEngine, **limits: int) -> Container:
+async def boot(engine: LocalEngine, **limits: Any) -> Container:
     """Start an agent and bind it."""
     container = Container(
         spec(), "python", output_limit=LIMITS["drain_bytes"], on_lost=lambda lost: print(lost.lost_reason)
@@ -987,7 +987,7 @@ async def test_an_execution_that_is_cancelled_at_any_moment_of_its_sandboxes_boo
     agent = engine._agents[driver.name]._process.get_pid()
     children = Path(f"/proc/{agent}/task/{agent}/children")
     async with asyncio.timeout(SOON_S):
-        while len(read(children).split()) > LIMITS["preboot"]:
+        while len(read(children).split()) > LIMITS["preboot"]["python"]:
             await asyncio.sleep(0.01)
 
 

@@ -121,6 +121,12 @@ def test_the_script_may_come_from_stdin(console: Console) -> None:
     assert console("run", "-", stdin="def handler(event): return 7") == (0, "7\n", "")
 
 
+def test_the_scripts_name_tells_its_language(console: Console, folder: Path) -> None:
+    (folder / "said.sh").write_text("echo shell $0")
+    assert console("run", "said.sh") == (0, "null\n", "shell bash\n")
+    assert console("run", "said.sh", "--language", "python")[0] == 1
+
+
 def test_a_script_without_a_handler_has_the_value_null(console: Console) -> None:
     assert console("run", "script.py") == (0, "null\n", "no handler\n")
 

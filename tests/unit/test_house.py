@@ -21,7 +21,7 @@ AGENT = ROOT / "images" / "agent"
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
     0: "orchestrator models errors settings calls exchange",
-    1: "frames log metrics output turns",
+    1: "frames languages log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files recipes",
     3: "pool executions session admission stdin sessions functions unpack warm invocations",
     4: "backoff observer plan removals starts reconciler adoption",

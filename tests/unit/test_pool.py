@@ -39,7 +39,7 @@ class Bench:
             network="none",
             languages=["python"],
         )
-        self.pool = Pool(Recipe(template=template, preboot=1, runtime=None), self._wake)
+        self.pool = Pool(Recipe(template=template, preboot={"python": 1}, runtime=None), self._wake)
 
     def _wake(self) -> None:
         self.woken += 1

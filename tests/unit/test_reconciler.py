@@ -310,7 +310,7 @@ async def test_a_start_that_hangs_is_given_up() -> None:
 
 async def test_a_template_that_fails_does_not_hold_up_another() -> None:
     broken = msgspec.structs.replace(recipes(Settings())["python"].template, name="broken", image="nix", pool_size=2)
-    house = House(more={"broken": Recipe(template=broken, preboot=1, runtime=None)})
+    house = House(more={"broken": Recipe(template=broken, preboot={"python": 1}, runtime=None)})
     real_start = house.stage.start
 
     async def start(spec: Any, receiver: Any) -> Any:

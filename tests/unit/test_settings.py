@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.errors import SettingsError
+from orchestrator.recipes import WAITING, recipes, spec_of
 from orchestrator.settings import Settings, describe, is_loopback, load
 
 # Variable without its prefix, default as the docs show it, a wrong value (None: every text is right), what is allowed.
@@ -32,7 +33,7 @@ TABLE = [
     ("PROCESSES", "64", "129", "a whole number at least 8 at most 128"),
     ("MAX_BODY", "8388608", "-1", "a whole number at least 1024"),
     ("POOL_SIZE", "2", "401", "a whole number at least 0 at most 400"),
-    ("PREBOOT", "2", "0", "a whole number at least 1 at most 16"),
+    ("PREBOOT", "2", "0", "a whole number at least 1 at most 16 or `name:number` pairs separated by commas"),
     ("MAX_CONTAINERS", "64", "451", "a whole number at least 1 at most 450"),
     ("MAX_AGE_SECONDS", "3600", "-1", "a number above 0"),
     ("ACQUIRE_TIMEOUT_SECONDS", "30", "", "a number above 0"),
@@ -112,6 +113,9 @@ def test_a_wrong_value_is_refused_in_a_line_that_names_variable_value_and_what_i
         ("INSTANCE", "a" * 63, "instance", "a" * 63),
         ("API_KEYS", f"ann:{KEY}, bob:{KEY}2,", "api_keys", {"ann": KEY, "bob": f"{KEY}2"}),
         ("API_KEYS", f"ann:{KEY}:x", "api_keys", {"ann": f"{KEY}:x"}),
+        ("PREBOOT", "16", "preboot", 16),
+        ("PREBOOT", "python:1, javascript:2", "preboot", {"python": 1, "javascript": 2}),
+        ("PREBOOT", "javascript:0", "preboot", {"javascript": 0}),
     ],
 )
 def test_a_right_value_is_taken(variable: str, value: str, field: str, expected: object) -> None:
@@ -184,10 +188,40 @@ def test_a_further_template_takes_what_it_leaves_out_from_the_default_but_for_th
     assert recipes["python"].pool_size == 3
 
 
+@pytest.mark.parametrize("value", ["ruby:1", "javascript:17", "javascript:", "python:-1", "1:javascript", "1,2", "two"])
+def test_a_wrong_number_of_waiting_sandboxes_is_refused(value: str) -> None:
+    with pytest.raises(SettingsError, match="SANDBOX_PREBOOT="):
+        load({"SANDBOX_PREBOOT": value})
+
+
+@pytest.mark.parametrize(
+    ("setting", "table", "expected"),
+    [
+        ("2", "", {"python": 2}),
+        ("3", "preboot = 5", {"python": 5}),
+        ("3", "preboot = { javascript = 1 }", {"python": 3, "javascript": 1}),
+        ("javascript:1", "", {"python": 2, "javascript": 1}),
+        ("javascript:1", "preboot = { python = 0, javascript = 2 }", {"python": 0, "javascript": 2}),
+    ],
+)
+def test_what_a_template_has_waiting_adds_to_the_settings(
+    tmp_path: Path, setting: str, table: str, expected: dict[str, int]
+) -> None:
+    assert recipes(templates(tmp_path, f"[big]\n{table}\n", PREBOOT=setting))["big"].preboot == expected
+
+
+def test_a_waiting_sandbox_of_another_language_adds_to_the_containers_memory(tmp_path: Path) -> None:
+    chosen = templates(tmp_path, "[big]\npreboot = { python = 4, javascript = 2 }\n")
+    plain, big = (spec_of(chosen, recipe, uid=1).memory_bytes for recipe in recipes(chosen).values())
+    assert big - plain == 2 * WAITING
+
+
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
         ("[big\n", "Expected"),
+        ("[big]\npreboot = 0\n", ">= 1"),
+        ("[big]\npreboot = { ruby = 1 }\n", "ruby"),
         ("big = 1\n", "Expected `object`"),
         ("[big]\nmemory = 1\n", "unknown field `memory`"),
         ("[big]\nmemory_kb = 1\n", ">= 32768"),
