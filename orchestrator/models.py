@@ -52,6 +52,12 @@ class SessionPatch(Request, frozen=True):
     metadata: Metadata | None = None
 
 
+class Encoded(Request, frozen=True):
+    """The content of a file that is no text."""
+
+    base64: bytes
+
+
 class ExecutionRequest(Request, frozen=True):
     """Run code or a command.
 
@@ -70,6 +76,7 @@ class ExecutionRequest(Request, frozen=True):
     context: dict[str, Any] = {}
     args: Annotated[list[str], Meta(max_length=1024)] = []
     stdin: str = ""
+    files: Annotated[dict[str, str | Encoded], Meta(max_length=1024)] = {}
     env: Env = {}
     timeout_s: Seconds | None = None
     background: bool = False
@@ -166,11 +173,12 @@ class Unpacked(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Artifact(msgspec.Struct, frozen=True, kw_only=True):
-    """A file that an execution made or changed."""
+    """A file that an execution made or changed; its content only in the answer to a one-shot execution."""
 
     path: str
     size_bytes: int
     modified_at: datetime
+    base64: bytes | None = None
 
 
 class Execution(msgspec.Struct, kw_only=True):

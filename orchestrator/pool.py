@@ -29,6 +29,11 @@ class Pool:
         self._wake = wake
 
     @property
+    def workspace_bytes(self) -> int:
+        """How much the workspace of each container holds."""
+        return self.recipe.template.workspace_kb << 10
+
+    @property
     def deficit(self) -> int:
         """How many containers are missing; negative when there are too many."""
         return self.recipe.template.pool_size + len(self.waiting) - len(self.ready) - len(self.starting)

@@ -54,7 +54,7 @@ class Orchestrator:
 
     def workspace_bytes(self, session: Session) -> int:
         """Return how much a session's workspace holds."""
-        return self.pools[session.container.template].recipe.template.workspace_kb << 10
+        return self.pools[session.container.template].workspace_bytes
 
     @asynccontextmanager
     async def run(self) -> AsyncIterator[None]:

@@ -4,12 +4,12 @@ import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 
 import msgspec
 import structlog
 
-from orchestrator import models
+from orchestrator import bundle, models
 from orchestrator.admission import Admission
 from orchestrator.container import Container
 from orchestrator.errors import (
@@ -23,6 +23,7 @@ from orchestrator.errors import (
     UnknownTemplate,
 )
 from orchestrator.executions import Note, Record, job_of, lambda_context, note_of
+from orchestrator.files import Workspace
 from orchestrator.frames import Hello
 from orchestrator.languages import check
 from orchestrator.metrics import Metrics
@@ -160,6 +161,13 @@ class Sessions:
 
     # --- executions
 
+    async def bring(self, sid: str, files: Mapping[str, str | models.Encoded]) -> None:
+        """Write the files that come with an execution into the workspace."""
+        if files:
+            session = self.get(sid)
+            with session.in_use() as workspace:
+                await bundle.bring(workspace, files, limit=self._pools[session.container.template].workspace_bytes)
+
     def start(self, sid: str, request: ExecutionRequest, *, key: str | None = None, stays: bool = False) -> Record:
         """Begin an execution; one that `stays` goes on when nobody waits for it.
 
@@ -219,7 +227,12 @@ class Sessions:
                 check(request, container.languages, template=container.template)
                 await container.bind(name, {})
                 record = Record(f"e{secrets.token_hex(10)}", name, note_of(request, timeout_s=timeout_s, key=None))
+                workspace = Workspace(container)
+                limit = self._pools[container.template].workspace_bytes
+                await bundle.bring(workspace, request.files, limit=limit)
                 await self._execute(record, container, request, {})
+                if record.facts.artifacts:
+                    record.facts.artifacts = await bundle.take(workspace, record.facts.artifacts)
             finally:
                 self._discard(container, "ended")
         finally:

@@ -57,6 +57,7 @@ async def execute(
     The answer comes at its end, and who disconnects before cancels it, unless the request has an Idempotency-Key to
     ask again with. With `Prefer: respond-async`, and of one in the background, the answer comes at once.
     """
+    await service.sessions.bring(sid, data.files)
     stays = prefer is not None and prefers_async(prefer)
     if stays or data.background:
         record = service.sessions.start(sid, data, key=key, stays=stays)

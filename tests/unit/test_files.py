@@ -288,6 +288,34 @@ def test_a_thousand_artifacts_are_named_and_more_are_truncated(client: httpx.Cli
     client.delete(f"/v1/sessions/{sid}/files/many", params={"recursive": "true"})
 
 
+def test_files_come_with_an_execution(client: httpx.Client, sid: str) -> None:
+    files = {"with/text": "héllo", "with/bytes": {"base64": "AP8="}}
+    code = "print(open('with/text').read(), open('with/bytes','rb').read())"
+    execution = client.post(f"/v1/sessions/{sid}/executions", json={"code": code, "files": files}).json()
+    assert (execution["stdout"], execution["artifacts"]) == ("héllo b'\\x00\\xff'\n", [])
+
+
+@pytest.mark.parametrize(
+    ("files", "status"),
+    [({"../x": "x"}, 400), ({"a": 5}, 400), ({"a": {"base64": "?"}}, 400), ({"a": {"text": "x"}}, 400), (["a"], 400)],
+)
+def test_files_that_cannot_be_are_refused_and_nothing_runs(
+    client: httpx.Client, sid: str, files: Any, status: int
+) -> None:
+    before = client.get(f"/v1/sessions/{sid}").json()["executions"]
+    answer = client.post(f"/v1/sessions/{sid}/executions", json={"code": "1", "files": files})
+    assert (status, before) == (answer.status_code, client.get(f"/v1/sessions/{sid}").json()["executions"])
+
+
+def test_a_one_shot_takes_files_and_gives_what_it_made(client: httpx.Client) -> None:
+    body = {
+        "code": "d = open('in').read()\nopen('out','w').write(d.upper())\nopen('big','wb').write(bytes(9 << 20))",
+        "files": {"in": "abc"},
+    }
+    execution = client.post("/v1/execute", json=body).json()
+    assert [("big", None), ("out", "QUJD")] == sorted((a["path"], a["base64"]) for a in execution["artifacts"])
+
+
 def test_the_seeds_routes_for_files(client: httpx.Client) -> None:
     base = "/workspace/se"
     client.post(f"{base}/session/seedfiles")

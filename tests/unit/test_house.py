@@ -23,7 +23,7 @@ FLOORS = {
     0: "orchestrator models errors settings calls exchange",
     1: "frames languages log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files recipes",
-    3: "pool executions session admission stdin sessions functions unpack warm invocations",
+    3: "pool bundle executions session admission stdin sessions functions unpack warm invocations",
     4: "backoff observer plan removals starts reconciler adoption",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
