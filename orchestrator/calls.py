@@ -7,6 +7,7 @@ the service's default holds.
 import json
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Generic, TypeVar
+from urllib.parse import quote
 
 import msgspec
 
@@ -19,7 +20,7 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,255}\Z")]
 
 
 class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
-    """One request and the type of its answer. `runs_s` is how long what it starts may run.
+    """One request and the type of its answer, `bytes` for what is no JSON. `runs_s` is how long what it starts may run.
 
     With a `key` the service does it once, however often it is sent.
     """
@@ -28,6 +29,7 @@ class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     path: str
     answer: type[T]
     body: bytes | None = None
+    media_type: str = "application/json"
     query: dict[str, str | int] = {}
     key: str | None = None
     runs_s: float = 0.0
@@ -88,6 +90,7 @@ def execute_code(
     args: Sequence[str] | None = None,
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
     language: models.Language | None = None,
     idempotency_key: str | None = None,
 ) -> Call[models.Execution]:
@@ -97,7 +100,7 @@ def execute_code(
     the workspace needs no code. With an `idempotency_key`, new for each execution, it is sent again when the
     connection is lost, and runs at most once: its outcome is `cancelled` where the service saw the loss first.
     """
-    inputs = {"context": context, "args": args, "stdin": stdin, "env": env}
+    inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": _encoded(files)}
     fields = {"code": code, "handler": handler, "language": language, "timeout_s": timeout_s} | inputs
     path = _path(session_id, "executions")
     return _execution(path, models.ExecutionRequest, fields, event=event, key=idempotency_key)
@@ -111,13 +114,21 @@ def execute_command(
     args: Sequence[str] | None = None,
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
     idempotency_key: str | None = None,
 ) -> Call[models.Execution]:
     """Run a command in a session to its end: a line for bash, or a list of words.
 
     `idempotency_key` is that of `execute_code`.
     """
-    fields = {"command": command, "timeout_s": timeout_s, "args": args, "stdin": stdin, "env": env}
+    fields = {
+        "command": command,
+        "timeout_s": timeout_s,
+        "args": args,
+        "stdin": stdin,
+        "env": env,
+        "files": _encoded(files),
+    }
     return _execution(_path(session_id, "executions"), models.ExecutionRequest, fields, key=idempotency_key)
 
 
@@ -132,11 +143,12 @@ def execute(
     args: Sequence[str] | None = None,
     stdin: str | None = None,
     env: Mapping[str, str] | None = None,
+    files: Mapping[str, str | bytes] | None = None,
     language: models.Language | None = None,
     template: str | None = None,
 ) -> Call[models.Execution]:
     """Run code or a command once, in a fresh container that is gone afterwards."""
-    inputs = {"context": context, "args": args, "stdin": stdin, "env": env}
+    inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": _encoded(files)}
     what = {"code": code, "command": command, "handler": handler}
     chosen = {"language": language, "template": template, "timeout_s": timeout_s}
     return _execution("/v1/execute", models.OneShotRequest, what | chosen | inputs, event=event)
@@ -155,6 +167,63 @@ def get_execution(session_id: str, execution_id: str) -> Call[models.Execution]:
 def cancel(session_id: str, execution_id: str) -> Call[None]:
     """Kill an execution; one that has ended is left alone."""
     return Call(method="DELETE", path=_path(session_id, "executions", execution_id), answer=type(None))
+
+
+def list_files(
+    session_id: str, path: str = "", *, recursive: bool = False, limit: int = 1000, after: str | None = None
+) -> Call[models.FilePage]:
+    """List a directory of a session's workspace in the order of the paths; `after` continues with a page's `next`."""
+    query: dict[str, str | int] = {"path": path, "recursive": str(recursive).lower(), "limit": limit}
+    query |= {} if after is None else {"after": after}
+    return Call(method="GET", path=_path(session_id, "files"), answer=models.FilePage, query=query)
+
+
+def read_file(session_id: str, path: str) -> Call[bytes]:
+    """Read a file of the workspace. errors.FileNotFound, or FileConflict for what is no plain file."""
+    return Call(method="GET", path=_file(session_id, path), answer=bytes)
+
+
+def write_file(session_id: str, path: str, content: bytes | str) -> Call[models.File]:
+    """Write a file of the workspace, and make the directories above it; one that is there already is replaced."""
+    body = content.encode() if isinstance(content, str) else bytes(content)
+    return Call(
+        method="PUT", path=_file(session_id, path), answer=models.File, body=body, media_type="application/octet-stream"
+    )
+
+
+def make_directory(session_id: str, path: str) -> Call[models.File]:
+    """Make a directory of the workspace, and those above it."""
+    body = _body(models.NewDirectory, {"type": "directory"})
+    return Call(method="POST", path=_file(session_id, path), answer=models.File, body=body)
+
+
+def rename_file(session_id: str, path: str, new_path: str, *, overwrite: bool = False) -> Call[models.File]:
+    """Move a file or directory of the workspace; what is at the new path is replaced only with `overwrite`."""
+    body = _body(models.Move, {"path": new_path, "overwrite": overwrite})
+    return Call(method="PATCH", path=_file(session_id, path), answer=models.File, body=body)
+
+
+def delete_file(session_id: str, path: str, *, recursive: bool = False) -> Call[None]:
+    """Delete a file or directory of the workspace; one that is not empty only with `recursive`."""
+    query: dict[str, str | int] = {"recursive": str(recursive).lower()}
+    return Call(method="DELETE", path=_file(session_id, path), answer=type(None), query=query)
+
+
+def read_archive(session_id: str, path: str = "") -> Call[bytes]:
+    """Read a directory of the workspace as a tar."""
+    return Call(method="GET", path=_path(session_id, "archive"), answer=bytes, query={"path": path})
+
+
+def write_archive(session_id: str, archive: bytes, *, path: str = "") -> Call[models.Unpacked]:
+    """Unpack a tar, plain or compressed, below a directory of the workspace: all of it, or nothing."""
+    return Call(
+        method="POST",
+        path=_path(session_id, "archive"),
+        answer=models.Unpacked,
+        body=archive,
+        media_type="application/x-tar",
+        query={"path": path},
+    )
 
 
 def templates() -> Call[models.TemplatePage]:
@@ -214,9 +283,20 @@ def _body(kind: type[msgspec.Struct], fields: dict[str, Any], *, event: Any = UN
         raise errors.InvalidRequest(f"JSON cannot carry what was given: {error}") from None
 
 
+def _encoded(files: Mapping[str, str | bytes] | None) -> dict[str, Any] | None:
+    """Return files as they travel in JSON: text as it is, bytes in base64."""
+    if files is None:
+        return None
+    return {path: what if isinstance(what, str) else {"base64": what} for path, what in files.items()}
+
+
 def _path(session_id: str, *rest: str) -> str:
     try:
         ids = msgspec.convert([session_id, *rest], list[models.Id])
     except msgspec.ValidationError as error:
         raise errors.InvalidRequest(f"{session_id!r} is no id: {error}") from None
     return "/".join(["/v1/sessions", *ids])
+
+
+def _file(session_id: str, path: str) -> str:
+    return f"{_path(session_id, 'files')}/{quote(path, safe='/')}"

@@ -5,7 +5,7 @@ import random
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from urllib.parse import urlsplit
 
 import httpx
@@ -93,7 +93,7 @@ class Client:
 
     def _arguments(self, call: Call[Any]) -> dict[str, Any]:
         wait_s = call.runs_s + self._patience_s
-        headers = {} if call.body is None else {"Content-Type": "application/json"}
+        headers = {} if call.body is None else {"Content-Type": call.media_type}
         return {
             "method": call.method,
             "url": call.path,
@@ -131,6 +131,8 @@ class Client:
         """Return the answer as what it stands for; the error of a problem document is raised."""
         if response.status_code not in call.statuses:
             raise self._refusal(call, response)
+        if call.answer is bytes:
+            return cast(T, response.content)
         try:
             return msgspec.json.decode(response.content or b"null", type=call.answer)
         except msgspec.DecodeError as error:

@@ -179,6 +179,28 @@ def handler(event, context):
     assert in_session.value == once.value
 
 
+async def test_files_go_there_and_back(sandbox: SandboxClient) -> None:
+    async with sandbox.session() as s:
+        written = await s.write_file("in/ä.bin", b"\0\xff")
+        assert (written.path, written.size_bytes) == ("in/ä.bin", 2)
+        ran = await s.run("print(open('in/t').read())\nopen('out','w').write('x')", files={"in/t": "text", "b": b"\0"})
+        assert (ran.stdout, [artifact.path for artifact in ran.artifacts]) == ("text\n", ["out"])
+        assert await s.read_file("in/ä.bin") == b"\0\xff"
+        archive = await s.read_archive("in")
+        assert (await s.write_archive(archive, path="again")).files == 2
+        await s.make_directory("empty/one")
+        await s.rename_file("again/t", "t")
+        await s.delete_file("again", recursive=True)
+        listed = await s.list_files(recursive=True)
+        assert ["b", "empty", "empty/one", "in", "in/t", "in/ä.bin", "out", "t"] == [file.path for file in listed.files]
+        with pytest.raises(errors.FileNotFound):
+            await s.read_file("nowhere")
+        with pytest.raises(errors.FileConflict):
+            await s.delete_file("in")
+    once = await sandbox.execute("open('o','wb').write(open('i','rb').read())", files={"i": b"\0\1"})
+    assert [("o", b"\0\1")] == [(artifact.path, artifact.base64) for artifact in once.artifacts]
+
+
 async def test_a_failing_code_is_an_outcome_not_an_exception(sandbox: SandboxClient) -> None:
     execution = await sandbox.execute("def handler(event): raise ValueError('no')")
 
