@@ -10,6 +10,7 @@ import msgspec
 import structlog
 
 from orchestrator.errors import FunctionThrottled, SandboxError, TooManyRequests, Unavailable
+from orchestrator.executions import Record
 from orchestrator.functions import Function, Functions
 from orchestrator.metrics import Metrics
 from orchestrator.models import Execution, ExecutionRequest
@@ -36,8 +37,13 @@ class Invoked(NamedTuple):
     """What became of an invocation; `init_s` is how long its container took, when it was not warm."""
 
     function: Function
-    execution: Execution
+    record: Record
     init_s: float | None
+
+    @property
+    def execution(self) -> Execution:
+        """The execution that it was."""
+        return self.record.facts
 
 
 class Invocations:
@@ -167,12 +173,13 @@ class Invocations:
     async def _serve(self, name: str, call: Call) -> Invoked:
         function, warm, init_s = await self.warm.take(name)
         try:
+            records = self._sessions.get(warm.sid).records
             execution = await self._sessions.execute(warm.sid, request_of(function, call))
         finally:
             self.warm.give_back(warm)
         self._metrics.function_invocations.labels(execution.outcome or "lost").inc()
         log.info("function_invoked", function=name, request_id=call.request_id, outcome=execution.outcome)
-        return Invoked(function, execution, init_s)
+        return Invoked(function, records[execution.id], init_s)
 
 
 def request_of(function: Function, call: Call) -> ExecutionRequest:

@@ -33,6 +33,13 @@ class Output:
         """Return all of one stream that came until now."""
         return self._streams.get(stream, bytearray())
 
+    def printed(self) -> bytes:
+        """Return stdout and stderr as one, in the order in which they came."""
+        pieces = map(self.piece, range(1, len(self) + 1))
+        return b"".join(
+            self.whole(stream)[start:end] for stream, start, end in pieces if stream in ("stdout", "stderr")
+        )
+
     def piece(self, number: int) -> tuple[Stream, int, int]:
         """Return a piece: its stream, and where it begins and ends in it."""
         stream = STREAMS[self._kinds[number - 1]]

@@ -1,19 +1,14 @@
-"""How code that is a zip gets into a container: in pieces, unpacked inside a sandbox, never by us."""
+"""How code that is a zip gets into a workspace: unpacked inside a sandbox, never by us."""
 
-import base64
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
 
 from orchestrator.models import ExecutionRequest
 
-PIECE = 4 << 20  # bytes of the zip that one execution carries in
+ZIP = ".code.zip"
+PIECE = 1 << 20  # bytes of the zip that are sent at once
 STEP_S = 60.0
 ENTRIES = 4000  # a workspace has 4096 inodes
-# The zip is hostile, and so might be what reads it: each step runs in a sandbox of the container that is to run the code.
-TAKE = """
-import base64, sys
-with open("/workspace/.code.zip", "ab") as file:
-    file.write(base64.b64decode(sys.stdin.buffer.read()))
-"""
+# The zip is hostile, and so might be what reads it: this runs in the container that is to run the code.
 UNPACK = """
 import os, stat, zipfile
 
@@ -49,8 +44,8 @@ def place(archive, info):
 def handler(limit):
     os.chdir("/workspace")
     try:
-        with open(".code.zip", "rb") as file:
-            os.unlink(".code.zip")
+        with open(limit["zip"], "rb") as file:
+            os.unlink(limit["zip"])
             with zipfile.ZipFile(file) as archive:
                 infos = archive.infolist()
                 check(infos, limit)
@@ -68,10 +63,13 @@ def handler(limit):
 """
 
 
-def steps(code: bytes, *, limit_bytes: int) -> Iterator[ExecutionRequest]:
-    """Yield what to execute, in order. The last one's value says what is wrong with the code; empty when nothing is."""
+async def pieces(code: bytes) -> AsyncIterator[bytes]:
+    """Yield the zip piece by piece."""
     for start in range(0, len(code), PIECE):
-        piece = base64.b64encode(code[start : start + PIECE]).decode()
-        yield ExecutionRequest(code=TAKE, stdin=piece, timeout_s=STEP_S)
-    limits = {"bytes": limit_bytes, "entries": ENTRIES}
-    yield ExecutionRequest(code=UNPACK, event=limits, timeout_s=STEP_S)
+        yield code[start : start + PIECE]
+
+
+def unpacking(*, limit_bytes: int) -> ExecutionRequest:
+    """Return the execution that unpacks; its value says what is wrong with the zip, and is empty when nothing is."""
+    limits = {"zip": ZIP, "bytes": limit_bytes, "entries": ENTRIES}
+    return ExecutionRequest(code=UNPACK, event=limits, timeout_s=STEP_S)

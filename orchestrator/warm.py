@@ -10,18 +10,20 @@ import structlog
 
 from orchestrator.errors import (
     ContainerLost,
+    FileTooLarge,
     FunctionThrottled,
     InvalidCode,
     SessionEnded,
     SessionNotFound,
     Unavailable,
+    WorkspaceFull,
 )
 from orchestrator.functions import Function, Functions
 from orchestrator.models import Execution, SessionRequest
 from orchestrator.session import Session
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
-from orchestrator.unpack import steps
+from orchestrator.unpack import ZIP, pieces, unpacking
 
 log = structlog.get_logger()
 PREFIX = "function-"  # of the ids of our sessions
@@ -91,15 +93,22 @@ class WarmSessions:
                     metadata={"function": function.name},
                 )
             )
-            for step in steps(code, limit_bytes=self._workspace_bytes[function.template]):
-                execution = await self._sessions.execute(warm.sid, step)
-                if fault := fault_of(execution):
-                    raise InvalidCode(f"Could not unzip uploaded file: {fault}")
+            await self._fill(warm, code, limit=self._workspace_bytes[function.template])
         except BaseException:
             self.busy.discard(warm.sid)
             self._end(warm)
             raise
         return warm
+
+    async def _fill(self, warm: Warm, code: bytes, *, limit: int) -> None:
+        with self._sessions.get(warm.sid).in_use() as workspace:
+            try:
+                await workspace.write(ZIP, pieces(code), limit=limit)
+            except (FileTooLarge, WorkspaceFull):
+                raise InvalidCode("Could not unzip uploaded file: it does not fit the workspace") from None
+        execution = await self._sessions.execute(warm.sid, unpacking(limit_bytes=limit))
+        if fault := fault_of(execution):
+            raise InvalidCode(f"Could not unzip uploaded file: {fault}")
 
     def give_back(self, warm: Warm) -> None:
         """Keep a container for the function's next invocation, unless that needs another one."""
@@ -137,15 +146,11 @@ class WarmSessions:
 
 
 def fault_of(execution: Execution) -> str:
-    """Return what a step of unpacking has against the code; empty when it is well."""
+    """Return what unpacking has against the code; empty when it is well."""
     match execution.outcome:
-        case "ok" if execution.value is None:
-            return ""
-        case "ok":
+        case "ok" if execution.value is not None:
             return str(msgspec.json.decode(execution.value))[:1000]
         case "lost":
             raise ContainerLost("The container vanished while the code was unpacked")
-        case "error" if "No space left" in execution.stderr:
-            return "it does not fit the workspace"
         case outcome:
             return f"unpacking ended with {outcome}"

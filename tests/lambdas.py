@@ -115,7 +115,7 @@ def executions(live: Live, function: str) -> list[Any]:
     sessions = live.client.get("/v1/sessions?limit=1000", headers=headers).json()["sessions"]
     mine = [session["id"] for session in sessions if session["metadata"].get("function") == function]
     found = [live.client.get(f"/v1/sessions/{sid}/executions", headers=headers).json()["executions"] for sid in mine]
-    return [execution for page in found for execution in page[2:]]
+    return [execution for page in found for execution in page[1:]]
 
 
 def site_packages() -> Path:

@@ -81,11 +81,11 @@ def error_of(function: Function, execution: Execution, request_id: str) -> tuple
 
 
 def log_of(invoked: Invoked, call: Call) -> str:
-    """Return the end of the log in base64: what was printed (stdout, then stderr) between Lambda's own lines."""
+    """Return the end of the log in base64: what was printed, in its order, between Lambda's own lines."""
     execution, number = invoked.execution, call.request_id
-    printed = "".join(
-        text if text.endswith("\n") else f"{text}\n" for text in (execution.stdout, execution.stderr) if text
-    )
+    printed = invoked.record.output.printed().decode(errors="replace")
+    if printed and not printed.endswith("\n"):
+        printed += "\n"
     usage = execution.usage
     took_ms = 0.0 if usage is None else usage.wall_s * 1000
     used_mb = 0 if usage is None else math.ceil(usage.max_rss_bytes / 2**20)

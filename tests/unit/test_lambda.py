@@ -268,6 +268,13 @@ def test_the_log_comes_with_the_answer_when_asked(aws: Any) -> None:
     assert "LogResult" not in aws.invoke(FunctionName="f")
 
 
+def test_the_log_has_both_streams_in_their_order(aws: Any) -> None:
+    code = "import sys, time\ndef handler(event):\n for n in range(6):\n  print(n, file=(sys.stdout, sys.stderr)[n % 2])\n  time.sleep(0.05)"
+    create(aws, "f", code)
+    lines = lambdas.log_of(aws.invoke(FunctionName="f", LogType="Tail")).splitlines()
+    assert lines[1:-2] == list("012345")
+
+
 def test_what_the_handler_raises_is_an_unhandled_error(aws: Any) -> None:
     create(aws, "f", "def handler(event):\n    raise KeyError('name')\n")
     error = failure(aws, "f")
