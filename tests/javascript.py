@@ -6,10 +6,13 @@ ABORT = 134
 FILES = {
     "lib.js": "exports.main = (event) => ({ got: event }); exports.deep = { fn: async () => 'deep' }",
     "esm.mjs": "import os from 'node:os'; export const main = async (event) => [event, os.type()]",
+    "src/deep/app.js": "exports.main = async () => __filename",
     "broken.js": "require('not-there')",
     "wrong.js": "exports.main = ;",
 }
-WRITE_FILES = "\n".join(f"open({name!r}, 'w').write({text!r})" for name, text in FILES.items())
+WRITE_FILES = "import os\nos.makedirs('src/deep')\n" + "\n".join(
+    f"open({name!r}, 'w').write({text!r})" for name, text in FILES.items()
+)
 
 
 class Row(NamedTuple):
@@ -65,6 +68,7 @@ ROWS = [
     # --- files of the workspace
     Row("a handler of a file", {"handler": "lib.main", "event": [1]}, {"got": [1]}),
     Row("a nested handler of a file", {"handler": "lib.deep.fn"}, "deep"),
+    Row("a handler of a file in a folder", {"handler": "src.deep.app.main"}, "/workspace/src/deep/app.js"),
     Row("a handler of an ES module", {"handler": "esm.main", "event": 1}, [1, "Linux"]),
     Row("require of a file", handler("return require('./lib').main(2)"), {"got": 2}),
     Row("import() of a file", handler("return (await import('./lib.js')).main(2)"), {"got": 2}),

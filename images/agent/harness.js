@@ -161,7 +161,7 @@ async function findHandler(name, exported) {
   if (name === null) {
     return [exported?.handler, exported?.default?.handler, exported?.default, exported].find(isFunction);
   }
-  const [owner, ...path] = name.includes(".") ? name.split(".") : [null, name];
+  const [owner, path] = splitHandler(name);
   const found = owner === null ? exported : await importFile(owner);
   const handler = [found, found?.default].map((from) => path.reduce((value, key) => value?.[key], from)).find(isFunction);
   if (handler === undefined) {
@@ -171,12 +171,23 @@ async function findHandler(name, exported) {
   return handler;
 }
 
+// Return file and keys of `file.function`, where folders may be before the file and objects around the function.
+function splitHandler(name) {
+  const words = name.split(".");
+  const splits = words.slice(1).map((_, at) => [words.slice(0, at + 1).join("/"), words.slice(at + 1)]);
+  return splits.find(([owner]) => fileOf(owner)) ?? splits[0] ?? [null, words];
+}
+
+function fileOf(name) {
+  return [".js", ".mjs", ".cjs"].map((suffix) => `${process.cwd()}/${name}${suffix}`).find(fs.existsSync);
+}
+
 function isFunction(value) {
   return typeof value === "function";
 }
 
 async function importFile(name) {
-  const file = [".js", ".mjs", ".cjs"].map((suffix) => `${process.cwd()}/${name}${suffix}`).find(fs.existsSync);
+  const file = fileOf(name);
   if (file === undefined) {
     throw new RuntimeFault("Runtime.ImportModuleError", `Unable to import module '${name}': there is no ${name}.js`);
   }

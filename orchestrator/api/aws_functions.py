@@ -17,7 +17,7 @@ from orchestrator.models import Language
 from orchestrator.service import Orchestrator
 
 UPLOAD_LIMIT = 4 * words.ZIP_LIMIT // 3 + (64 << 10)  # bytes of a body with a zip in base64
-LANGUAGES: dict[str, Language] = {"python3.": "python"}  # by how the runtime's name begins
+LANGUAGES: dict[str, Language] = {"python3.": "python", "nodejs": "javascript"}  # by how the runtime's name begins
 
 
 @post("/2015-03-31/functions", request_max_body_size=UPLOAD_LIMIT, summary="Create a function")
@@ -148,10 +148,12 @@ def shaped(service: Orchestrator, function: Function) -> Function:
     if function.timeout_s > service.settings.max_timeout_seconds:
         raise errors.TimeoutAboveCap(f"`Timeout` is at most {service.settings.max_timeout_seconds:g} here")
     language = next((language for start, language in LANGUAGES.items() if function.runtime.startswith(start)), None)
-    templates = [pool.recipe.template for pool in service.pools.values()]
-    speaking = [template for template in templates if language in template.languages]
+    templates = [pool.template for pool in service.pools.values()]
+    speaking = [template for template in templates if template.languages is None or language in template.languages]
     if language is None or not speaking:
-        raise errors.InvalidRequest(f"There is no `Runtime` {function.runtime!r} here: use one of python3.x")
+        raise errors.InvalidRequest(
+            f"There is no `Runtime` {function.runtime!r} here: use python3.x or nodejs, where the image has it"
+        )
     fitting = [template for template in speaking if template.memory_kb >= function.memory_mb << 10]
     if not fitting:
         most = max(template.memory_kb for template in speaking) >> 10

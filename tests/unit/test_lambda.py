@@ -1,7 +1,9 @@
 """AWS Lambda's wire as boto3 speaks it, against a live service on the local engine."""
 
+import io
 import json
 import re
+import shutil
 import stat
 import zipfile
 from collections.abc import Callable, Iterator
@@ -13,6 +15,7 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError
 
+from languages import PATH
 from tests import lambdas
 from tests.lambdas import KEY, KEY_NAME, ROLE, client, create, entries, failure, invoke, until, zipped
 from tests.live import Live, serve
@@ -300,6 +303,15 @@ def test_every_other_end_is_an_error_of_lambdas(aws: Any, code: str, kind: str) 
     create(aws, "f", code, Timeout=20)
     assert failure(aws, "f")["errorType"] == kind
     assert failure(aws, "f")["errorType"] == kind
+
+
+@pytest.mark.skipif(shutil.which("node", path=PATH) is None, reason="this host has no node in /usr")
+def test_a_function_may_be_javascript(aws: Any) -> None:
+    held = io.BytesIO()
+    with zipfile.ZipFile(held, "w") as archive:
+        archive.writestr("index.js", "exports.handler = async (event, context) => [event.a, context.functionName]")
+    create(aws, "f", held.getvalue(), Runtime="nodejs20.x", Handler="index.handler")
+    assert json.loads(aws.invoke(FunctionName="f", Payload=b'{"a": 1}')["Payload"].read()) == [1, "f"]
 
 
 def test_a_timeout_is_said_in_lambdas_words(aws: Any) -> None:
