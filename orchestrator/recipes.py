@@ -63,6 +63,7 @@ def spec_of(settings: Settings, recipe: Recipe, *, uid: int) -> Spec:
         scratch_bytes=scratch,
         labels={TEMPLATE_LABEL: template.name, UID_LABEL: str(uid)},
         runtime=recipe.runtime,
+        apparmor_profile=settings.apparmor_profile,
     )
 
 

@@ -55,6 +55,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     uid_base: Annotated[
         int, Meta(ge=1000, description="first user id of containers; each running container has its own above it")
     ] = 60706
+    apparmor_profile: Annotated[
+        Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}\Z")] | None,
+        Meta(description="AppArmor profile of all containers, loaded on the engine's host; left out, the engine's own"),
+    ] = None
     state_dir: Annotated[
         str, Meta(description="directory for the instance lock, Lambda functions and the local engine's files")
     ] = "/tmp/sandbox-orchestrator"  # noqa: S108 - see service.lock for what makes it safe

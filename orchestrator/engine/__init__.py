@@ -18,6 +18,7 @@ class Spec(msgspec.Struct, frozen=True, kw_only=True):
     scratch_bytes: int
     labels: dict[str, str]
     runtime: str | None = None
+    apparmor_profile: str | None = None
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):

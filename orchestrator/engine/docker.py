@@ -192,6 +192,7 @@ class DockerEngine:
     def _create(self, spec: Spec) -> None:
         """Create the container; docs/architecture.md ("The container") has the reason for each option."""
         user = f"{spec.uid}:{spec.uid}"
+        profile = [] if spec.apparmor_profile is None else [f"apparmor={spec.apparmor_profile}"]
 
         def tmpfs(size: int) -> str:
             return f"rw,nosuid,nodev,exec,size={size},nr_inodes={INODES},uid={spec.uid},gid={spec.uid},mode=0700"
@@ -200,7 +201,7 @@ class DockerEngine:
             network_mode="none",
             read_only=True,
             cap_drop=["ALL"],
-            security_opt=["no-new-privileges:true", f"seccomp={self._seccomp}"],
+            security_opt=["no-new-privileges:true", f"seccomp={self._seccomp}", *profile],
             init=True,
             pids_limit=PIDS,
             mem_limit=spec.memory_bytes,

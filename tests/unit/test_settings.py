@@ -20,6 +20,7 @@ TABLE = [
     ("IMAGE", "sandbox-python:latest", None, "text"),
     ("TEMPLATES_FILE", "", None, "text"),
     ("UID_BASE", "60706", "999", "a whole number at least 1000"),
+    ("APPARMOR_PROFILE", "", "a=b", "text"),
     ("STATE_DIR", "/tmp/sandbox-orchestrator", None, "text"),
     ("CPU_QUOTA", "2", "0", "a number above 0"),
     ("MEMORY_LIMIT", "131072", "128M", "a whole number at least 32768"),
