@@ -19,7 +19,8 @@ from orchestrator.errors import (
     WorkspaceFull,
 )
 from orchestrator.functions import Function, Functions
-from orchestrator.models import Execution, SessionRequest
+from orchestrator.languages import check
+from orchestrator.models import Execution, ExecutionRequest, SessionRequest
 from orchestrator.session import Session
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
@@ -93,15 +94,18 @@ class WarmSessions:
                     metadata={"function": function.name},
                 )
             )
-            await self._fill(warm, code, limit=self._workspace_bytes[function.template])
+            await self._fill(warm, function, code)
         except BaseException:
             self.busy.discard(warm.sid)
             self._end(warm)
             raise
         return warm
 
-    async def _fill(self, warm: Warm, code: bytes, *, limit: int) -> None:
-        with self._sessions.get(warm.sid).in_use() as workspace:
+    async def _fill(self, warm: Warm, function: Function, code: bytes) -> None:
+        session, limit = self._sessions.get(warm.sid), self._workspace_bytes[function.template]
+        call = ExecutionRequest(language=function.language, handler=function.handler)
+        check(call, session.container.languages, template=function.template)
+        with session.in_use() as workspace:
             try:
                 await workspace.write(ZIP, pieces(code), limit=limit)
             except (FileTooLarge, WorkspaceFull):

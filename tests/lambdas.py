@@ -49,11 +49,11 @@ def client(live: Live, *, key: str = KEY, name: str = KEY_NAME, patience_s: floa
 
 
 def zipped(*folders: Path, **files: str) -> bytes:
-    """Return a zip of modules by their names, and of whole packages."""
+    """Return a zip of files by their names, of modules without their ending, and of whole packages."""
     held = io.BytesIO()
     with zipfile.ZipFile(held, "w", zipfile.ZIP_DEFLATED) as archive:
         for name, text in files.items():
-            archive.writestr(f"{name}.py", text)
+            archive.writestr(name if "." in name else f"{name}.py", text)
         for folder in folders:
             for path in folder.rglob("*") if folder.is_dir() else [folder]:
                 if path.suffix in (".py", ".json"):

@@ -149,16 +149,17 @@ def shaped(service: Orchestrator, function: Function) -> Function:
         raise errors.TimeoutAboveCap(f"`Timeout` is at most {service.settings.max_timeout_seconds:g} here")
     language = next((language for start, language in LANGUAGES.items() if function.runtime.startswith(start)), None)
     templates = [pool.template for pool in service.pools.values()]
+    # Of a template that no container was started of, it turns out when the code is unpacked.
     speaking = [template for template in templates if template.languages is None or language in template.languages]
     if language is None or not speaking:
         raise errors.InvalidRequest(
-            f"There is no `Runtime` {function.runtime!r} here: use python3.x or nodejs, where the image has it"
+            f"There is no `Runtime` {function.runtime!r} here: see the languages of /v1/templates"
         )
     fitting = [template for template in speaking if template.memory_kb >= function.memory_mb << 10]
     if not fitting:
         most = max(template.memory_kb for template in speaking) >> 10
         raise errors.InvalidRequest(f"`MemorySize` is at most {most} here, as no template has more memory")
-    template = min(fitting, key=lambda template: template.memory_kb)
+    template = min(fitting, key=lambda template: (template.languages is None, template.memory_kb))
     return replace(function, language=language, template=template.name)
 
 

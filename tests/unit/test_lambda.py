@@ -229,6 +229,29 @@ def test_a_handler_may_lie_in_a_package_and_import_its_neighbours(aws: Any) -> N
     assert (invoke(aws, "dots"), invoke(aws, "slash")) == (5, 5)
 
 
+@pytest.mark.skipif(shutil.which("node") is None, reason="this host has no node")
+def test_a_handler_may_be_written_in_javascript(aws: Any) -> None:
+    code = """
+const other = require("./lib/other");
+exports.handler = async (event, context) => ({
+  sum: event.a + other.b, name: context.functionName, colour: process.env.COLOUR, region: process.env.AWS_REGION,
+});
+"""
+    content = zipped(**{"index.js": code, "lib/other.js": "exports.b = 2;"})
+    variables = {"COLOUR": "red"}
+    create(aws, "js", content, Runtime="nodejs22.x", Handler="index.handler", Environment={"Variables": variables})
+    assert invoke(aws, "js", {"a": 1}) == {"sum": 3, "name": "js", "colour": "red", "region": "eu-west-1"}
+    create(
+        aws,
+        "bad",
+        zipped(**{"index.js": "exports.handler = async () => { throw new TypeError('no'); };"}),
+        Runtime="nodejs22.x",
+        Handler="index.handler",
+    )
+    error = failure(aws, "bad")
+    assert (error["errorType"], error["errorMessage"]) == ("TypeError", "no")
+
+
 def test_a_function_is_served_by_a_warm_container_of_its_own_until_it_changes(aws: Any) -> None:
     create(aws, "f")
     create(aws, "g")
