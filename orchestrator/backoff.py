@@ -19,13 +19,20 @@ class Backoff:
     def __init__(self) -> None:
         self._failures = 0
         self._until = 0.0
+        self._away = False
 
-    def failed(self) -> float:
-        """Count a failure; return the pause that follows it."""
+    def failed(self, *, away: bool = False) -> float:
+        """Count a failure, of an engine that was away or of a start; return the pause that follows it."""
         self._failures += 1
+        self._away = away
         pause_s = pause_after(self._failures)
         self._until = time.monotonic() + pause_s
         return pause_s
+
+    def returned(self) -> None:
+        """Learn that the engine answers again: what failed for its absence is tried at once."""
+        if self._away:
+            self._until = 0.0
 
     def succeeded(self) -> None:
         """Forget the failures."""

@@ -21,11 +21,15 @@ PATIENCE_S = 120.0  # no silence of an agent is put down to the engine for longe
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The containers that the engine listed; `names` are those that were known when it was asked, `ready` those that ran."""
+    """The containers that the engine listed; `names` are those that were known when it was asked, `ready` those that ran.
+
+    `is_return` is the first after an engine that gave none.
+    """
 
     seen: Mapping[str, Seen]
     names: frozenset[str]
     ready: frozenset[str]
+    is_return: bool
 
 
 class Observer:
@@ -93,8 +97,8 @@ class Observer:
         try:
             seen = {item.name: item for item in await self._engine.list()}
             took_s = time.monotonic() - asked_at
+            self.answer = Answer(seen, known, ready, is_return=self._fault is not None)
             self._fault = None
-            self.answer = Answer(seen, known, ready)
             if took_s > SLOW_S:
                 self._well_since = math.inf
             else:

@@ -44,6 +44,11 @@ class Pool:
         languages = None if self.languages is None else list(self.languages)
         return msgspec.structs.replace(self.recipe.template, languages=languages)
 
+    @property
+    def is_short(self) -> bool:
+        """Tell whether containers are missing, those that start not counted."""
+        return sum(container.is_usable for container in self.ready) < self.recipe.template.pool_size + len(self.waiting)
+
     async def acquire(self, timeout_s: float) -> tuple[Container, Source]:
         """Take a container for good: the one that is ready longest, or the next that starts.
 

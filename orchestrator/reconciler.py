@@ -128,7 +128,9 @@ class Reconciler:
 
     def faults(self) -> list[str]:
         """Return why no session can be served, as far as engine and containers are the reason."""
-        found = [self.observer.fault, self.starts.fault]
+        found = [self.observer.fault]
+        if any(pool.is_short for pool in self._pools.values()):
+            found.append(self.starts.fault)
         if not any(
             pool.recipe.template.pool_size == 0 or any(container.is_usable for container in pool.ready)
             for pool in self._pools.values()
@@ -150,6 +152,8 @@ class Reconciler:
         if (answer := self.observer.take()) is not None:
             unknown = answer.seen.keys() - names - answer.names
             self._strangers = {name: self._strangers.get(name, now) for name in unknown}
+            if answer.is_return:
+                self.starts.engine_returned()
         broken = [one for one in self.known.values() if one.broken_at is not None and one.lost_reason is None]
         for container in broken:
             if now - (container.broken_at or now) > self._settings.reattach_seconds:

@@ -10,7 +10,7 @@ import structlog
 from orchestrator.backoff import Backoff
 from orchestrator.container import Container
 from orchestrator.engine import Engine, Spec
-from orchestrator.errors import SandboxError
+from orchestrator.errors import EngineAway, SandboxError
 from orchestrator.metrics import Metrics
 from orchestrator.pool import Pool
 from orchestrator.recipes import limits_of, spec_of
@@ -56,6 +56,11 @@ class Starts:
         """How many starts of a template may run now."""
         return self._backoffs[template].may_start(now)
 
+    def engine_returned(self) -> None:
+        """Learn that the engine answers again."""
+        for backoff in self._backoffs.values():
+            backoff.returned()
+
     def begin(self, pool: Pool, *, taken_uids: set[int]) -> None:
         """Start a container for a pool, under a name of ours and a user id of its own, known before it exists."""
         uid = next(uid for uid in range(self._settings.uid_base, 1 << 31) if uid not in taken_uids)
@@ -74,7 +79,7 @@ class Starts:
         except TimeoutError:
             self._failed(container, "the container gave no sign of life in time")
         except SandboxError as error:
-            self._failed(container, error.detail)
+            self._failed(container, error.detail, away=isinstance(error, EngineAway))
         except Exception as error:  # whatever it was, only this container is lost by it
             log.exception("container_start_broke")
             self._failed(container, f"{type(error).__name__}: {error}")
@@ -89,8 +94,8 @@ class Starts:
             self._metrics.container_start.labels(template.name, result).observe(time.monotonic() - begun)
         self._wake()
 
-    def _failed(self, container: Container, detail: str) -> None:
-        pause_s = self._backoffs[container.template].failed()
+    def _failed(self, container: Container, detail: str, *, away: bool = False) -> None:
+        pause_s = self._backoffs[container.template].failed(away=away)
         self.fault = f"no container of template {container.template} starts: {detail}"
         log.error("container_start_failed", template=container.template, detail=detail, pause_s=round(pause_s, 1))
         self.given_up.append(container.name)

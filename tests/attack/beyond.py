@@ -4,6 +4,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from tests.attack import engine_gone
 from tests.attack.after import container_of, quantile
 from tests.attack.cases import Case, check
 from tests.attack.live import PREBOOT, Live, serve, until
@@ -149,13 +150,15 @@ def beats_at_the_end(live: Live, short: bool) -> None:
         until(own.is_ready, 30, "the pool is not filled any more")
 
 
-PLAYS: dict[str, Callable[[Live, bool], None]] = {
+PLAYS: dict[str, Callable[[Live, bool], str | None]] = {
     "more-01": inodes_beside,
     "more-02": processes_beside,
     "more-03": shadowed_modules,
     "more-04": raising_child,
     "more-05": tiny_writes,
     "more-06": beats_at_the_end,
+    "more-07": engine_gone.crashed,
+    "more-08": engine_gone.frozen,
 }
 CASES = [
     Case(name, "beyond", "lifecycle", "python", {}, {"outcome": " ".join(str(play.__doc__).split())})

@@ -66,7 +66,7 @@ class Live:
         self._environ = environ
         self.log = self.folder / "service.log"
         self.sight: Sight = (
-            DockerSight(self.instance)
+            DockerSight(self.instance, environ.get("DOCKER_HOST"))
             if engine == "docker"
             else LocalSight(Path(str(self.settings["state_dir"]), self.instance))
         )

@@ -27,8 +27,8 @@ class Result:
         return f"{line}: {self.reason}" if self.reason else line
 
 
-def attempt(live: Live, case: Case, *, short: bool) -> None:
-    """Run one case against the service; the exception that it raises is its verdict."""
+def attempt(live: Live, case: Case, *, short: bool) -> str | None:
+    """Run one case against the service; the exception that it raises is its verdict, what it returns a figure."""
     match case.kind:
         case "code":
             code.run(live, case)
@@ -37,7 +37,8 @@ def attempt(live: Live, case: Case, *, short: bool) -> None:
         case "file":
             files.run(live, case, short=short)
         case "lifecycle":
-            lifecycle.run(live, case, short=short)
+            return lifecycle.run(live, case, short=short)
+    return None
 
 
 def judge(live: Live, case: Case, *, short: bool) -> Result:
@@ -46,7 +47,7 @@ def judge(live: Live, case: Case, *, short: bool) -> Result:
     verdict: Verdict = "pass"
     reason = ""
     try:
-        attempt(live, case, short=short)
+        reason = attempt(live, case, short=short) or ""
     except NotApplicable as error:
         verdict, reason = "n/a", str(error)
     except Later as error:

@@ -48,8 +48,9 @@ class Sight(Protocol):
 class DockerSight:
     """The Docker Engine, asked by an API client of our own."""
 
-    def __init__(self, instance: str) -> None:
-        self.api = docker.APIClient(**kwargs_from_env(), version="auto", timeout=60)
+    def __init__(self, instance: str, address: str | None = None) -> None:
+        where = kwargs_from_env() if address is None else {"base_url": address}
+        self.api = docker.APIClient(**where, version="auto", timeout=60)
         self.instance = instance
         self._filters = {"label": f"{INSTANCE_LABEL}={instance}"}
 

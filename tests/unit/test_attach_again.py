@@ -260,6 +260,19 @@ async def test_ready_containers_are_kept_over_a_break_and_not_handed_out_meanwhi
         assert house.removed("lost") == 0
 
 
+async def test_a_start_that_failed_is_no_reason_any_more_once_the_pool_is_full_without_it() -> None:
+    async with house_of(pool_size=1, acquire_timeout_seconds=0.05).running() as house:
+        agent = house.stage.agents[house.pool.ready[0].name]
+        be_away(house.engine)
+        agent.cut()
+        with pytest.raises(Unavailable):
+            await house.create("s")
+        await until(lambda: house.reconciler.starts.fault)
+        house.engine.faults.clear()
+        await until(lambda: house.reconciler.faults() == [])
+        assert len(house.pool.ready) == 1
+
+
 # --- silences
 
 

@@ -274,6 +274,15 @@ def test_after_a_failure_a_single_start_probes_and_a_success_ends_the_caution(mo
     assert backoff.may_start(now) == module.PARALLEL_STARTS
 
 
+def test_what_failed_for_an_engine_that_was_away_is_tried_when_it_is_back() -> None:
+    away, broken = Backoff(), Backoff()
+    away.failed(away=True)
+    broken.failed()
+    for backoff in (away, broken):
+        backoff.returned()
+    assert [backoff.may_start(time.monotonic()) for backoff in (away, broken)] == [1, 0]
+
+
 async def test_failing_starts_are_tried_again_until_one_works_and_are_told_meanwhile() -> None:
     house = House()
     house.engine.faults["start"] = iter([REFUSED] * 5)
