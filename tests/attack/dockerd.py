@@ -36,7 +36,16 @@ class Dockerd:
         """Start it; return after how many seconds it answered."""
         folder = self._folder
         begun = time.monotonic()
-        command: list[str | Path] = ["dockerd", "--host", self.address, "--config-file", folder / "daemon.json"]
+        # In a network namespace of its own: one without a bridge removes docker0, which belongs to the host's engine.
+        command: list[str | Path] = [
+            "unshare",
+            "--net",
+            "dockerd",
+            "--host",
+            self.address,
+            "--config-file",
+            folder / "daemon.json",
+        ]
         command += ["--data-root", folder / "data", "--exec-root", folder / "exec", "--pidfile", folder / "docker.pid"]
         command += ["--bridge", "none", "--iptables=false", "--ip6tables=false", "--ip-masq=false"]
         if self._live_restore:

@@ -15,7 +15,8 @@ from tests.attack.live import Live, serve
 from tests.attack.run import judge
 
 CASES = [*load(), *beyond.CASES]
-SLOW = {"api-14", "life-08", "life-09", "life-19", "shr-06", "more-07"}  # long even when short: only `make attack` has them
+# Long even when short: only `make attack` has them.
+SLOW = {"api-14", "life-08", "life-09", "life-19", "shr-06", "more-07"}
 CONTROLS = ["ns-04", "fs-02", "priv-01", "net-05"]  # three that escape from a plain container, one that does not
 
 
