@@ -16,6 +16,7 @@ from orchestrator.engine import Engine
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import BrokenReconciler, EngineError, SettingsError
+from orchestrator.events import Streams
 from orchestrator.functions import Functions
 from orchestrator.invocations import Invocations
 from orchestrator.metrics import Metrics
@@ -46,6 +47,7 @@ class Orchestrator:
         workspaces = {name: pool.recipe.template.workspace_kb << 10 for name, pool in self.pools.items()}
         warm = WarmSessions(settings, self.functions, self.sessions, workspaces)
         self.invocations = Invocations(self.functions, self.sessions, warm, self.metrics)
+        self.streams = Streams(settings, self.sessions.admission)
         self.metrics.read_gauges(self._gauges)
 
     def not_ready(self) -> list[str]:
@@ -95,6 +97,7 @@ class Orchestrator:
             yield "pool_waiting", "Sessions that wait for a container", label, len(pool.waiting)
         yield "sessions", "Sessions that live", {}, len(self.sessions.held)
         yield "executions_in_flight", "Executions that run or queue", {}, self.sessions.in_flight
+        yield "event_streams", "Streams of events that are open", {}, len(self.streams)
         yield "containers", "Containers, those that start or are removed included", {}, self.reconciler.occupied
         quarantined = len(self.reconciler.removals.quarantined)
         yield "quarantined", "Containers that the engine refuses to remove", {}, quarantined

@@ -9,15 +9,15 @@ from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED, HTTP_204_NO_CONTENT
 
 from orchestrator import stdin
+from orchestrator.api import events
+from orchestrator.api.paths import Eid, Sid
 from orchestrator.api.waiting import while_connected
 from orchestrator.errors import ExecutionNotFound
 from orchestrator.executions import Record
-from orchestrator.models import ID_PATTERN, Execution, ExecutionPage, ExecutionRequest, StdinRequest
+from orchestrator.models import Execution, ExecutionPage, ExecutionRequest, StdinRequest
 from orchestrator.service import Orchestrator
 
 RESPOND_ASYNC = "respond-async"
-Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
-Eid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the execution")]
 IdempotencyKey = Annotated[
     str | None,
     Parameter(
@@ -38,6 +38,7 @@ PageSize = Annotated[int, Parameter(ge=1, le=1000, description="executions of on
     "/sessions/{sid:str}/executions",
     status_code=HTTP_200_OK,
     summary="Execute",
+    operation_class=events.StreamsEvents,
     responses={
         HTTP_202_ACCEPTED: ResponseSpec(
             Execution, generate_examples=False, description="It was begun, in the background or as `Prefer` asks"
@@ -55,13 +56,24 @@ async def execute(
     """Run code or a command. A failing code is an outcome, not an HTTP error.
 
     The answer comes at its end, and who disconnects before cancels it, unless the request has an Idempotency-Key to
-    ask again with. With `Prefer: respond-async`, and of one in the background, the answer comes at once.
+    ask again with. With `Prefer: respond-async`, and of one in the background, the answer comes at once. With `Accept:
+    text/event-stream` it is the events as they happen.
     """
     await service.sessions.bring(sid, data.files)
     stays = prefer is not None and prefers_async(prefer)
+    applied = {"Preference-Applied": RESPOND_ASYNC} if stays else {}
+    if events.wants_events(request):
+        service.streams.open(sid)
+        try:
+            record = service.sessions.start(sid, data, key=key, stays=stays)
+        except BaseException:
+            service.streams.close(sid)
+            raise
+        headers = {"Location": location(record)} | applied
+        return events.stream(service, record, on_gone=lambda: service.sessions.leave(record), headers=headers)
     if stays or data.background:
         record = service.sessions.start(sid, data, key=key, stays=stays)
-        headers = {"Location": location(record)} | ({"Preference-Applied": RESPOND_ASYNC} if stays else {})
+        headers = {"Location": location(record)} | applied
         return Response(record.view(), status_code=HTTP_202_ACCEPTED, headers=headers)
     return Response(await while_connected(request, service.sessions.execute(sid, data, key=key)))
 
@@ -113,4 +125,4 @@ def location(record: Record) -> str:
     return f"/v1/sessions/{record.facts.session_id}/executions/{record.id}"
 
 
-handlers = [execute, list_executions, read_execution, cancel_execution, send_stdin]
+handlers = [execute, list_executions, read_execution, cancel_execution, events.read_events, send_stdin]

@@ -8,7 +8,7 @@ from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
 from orchestrator.api import executions, files
-from orchestrator.api.executions import Sid
+from orchestrator.api.paths import Sid
 from orchestrator.api.waiting import while_connected
 from orchestrator.models import (
     Execution,

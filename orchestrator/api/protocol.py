@@ -1,8 +1,14 @@
-"""HTTP on one connection: uvicorn's, with bounds on the size of a request's head and on the time that one takes."""
+"""HTTP on one connection: uvicorn's, with bounds on the size of a request's head, on the time that one takes, and on how
+long a client may take nothing of its answer.
+"""
 
 import asyncio
+import fcntl
 import socket
 import struct
+import sys
+import termios
+from contextlib import suppress
 from http import HTTPStatus
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -17,7 +23,8 @@ STALLED_S = 30.0  # a client that takes nothing of its answer for so long is cut
 
 class Protocol(HttpToolsProtocol):
     """A connection. `_begun` is when the request began that has not arrived in full, None between requests;
-    `_headed` tells whether its head has.
+    `_headed` tells whether its head has. `_unsent` is how much of an answer waited at the last look, `_stalled_s` how
+    long that has been the same.
     """
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -71,12 +78,13 @@ class Protocol(HttpToolsProtocol):
 
     def _look_at_reader(self) -> None:
         """Cut off a client that has stopped reading: what waits for it holds memory, and its sandbox."""
-        unsent = self.transport.get_write_buffer_size()
-        is_stalled = unsent > 0 and unsent == self._unsent
+        connection = self.transport.get_extra_info("socket")
+        waiting = self.transport.get_write_buffer_size()
+        unsent = waiting + untaken(connection)
+        is_stalled = waiting > 0 and unsent == self._unsent
         self._unsent, self._stalled_s = unsent, self._stalled_s + LOOK_S if is_stalled else 0.0
         if self._stalled_s >= STALLED_S:
             # With a reset: else the kernel keeps its own megabytes for this client, and goes on offering them.
-            connection = self.transport.get_extra_info("socket")
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.transport.abort()
 
@@ -87,3 +95,11 @@ class Protocol(HttpToolsProtocol):
             head = f"HTTP/1.1 {status} {status.phrase}\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
             self.transport.write(head.encode())
         self.transport.close()
+
+
+def untaken(connection: socket.socket) -> int:
+    """Return how many bytes the system holds for a client that has not taken them yet; it may hold megabytes."""
+    count = bytearray(4)
+    with suppress(OSError):  # where it does not tell
+        fcntl.ioctl(connection, termios.TIOCOUTQ, count)
+    return int.from_bytes(count, sys.byteorder)

@@ -462,6 +462,7 @@ ROUTES = {
     "/v1/sessions/{sid}": {"get", "patch", "delete"},
     "/v1/sessions/{sid}/executions": {"get", "post"},
     "/v1/sessions/{sid}/executions/{eid}": {"get", "delete"},
+    "/v1/sessions/{sid}/executions/{eid}/events": {"get"},
     "/v1/sessions/{sid}/executions/{eid}/stdin": {"post"},
     "/v1/execute": {"post"},
     "/v1/templates": {"get"},
@@ -486,6 +487,16 @@ def test_the_specification_lists_every_route_with_its_shapes(client: httpx.Clien
             assert method["summary"]
     execution = specification["components"]["schemas"]["ExecutionRequest"]
     assert set(execution["properties"]) == set(models.ExecutionRequest.__struct_fields__)
+
+
+def test_the_specification_knows_of_events_and_of_answers_before_the_end(client: httpx.Client) -> None:
+    paths = client.get("/docs/openapi.json").json()["paths"]
+    answers = paths["/v1/sessions/{sid}/executions"]["post"]["responses"]
+    assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
+    assert set(answers["202"]["content"]) == {"application/json"}
+    events = paths["/v1/sessions/{sid}/executions/{eid}/events"]["get"]
+    assert set(events["responses"]["200"]["content"]) == {"text/event-stream"}
+    assert {"Last-Event-ID", "last_event_id"} <= {parameter["name"] for parameter in events["parameters"]}
 
 
 def test_the_documentation_is_a_page(client: httpx.Client) -> None:

@@ -1,8 +1,9 @@
-"""Bounds on a client: how large a request's head may be, and how long a request may take to arrive."""
+"""Bounds on a client: how large a request's head may be, how long it may take to arrive, and its answer to be read."""
 
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 
 import pytest
 import uvicorn
@@ -14,6 +15,7 @@ HEAD = b"POST / HTTP/1.1\r\nHost: x\r\n"
 BODY = HEAD + b"Content-Length: 1000\r\n\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 READER_S = 5.0
+LONG, PIECE = 32 << 20, 1 << 16  # more than the machine's own buffers hold
 
 
 async def app(scope: dict[str, object], receive: Callable[..., object], send: Callable[..., object]) -> None:
@@ -29,6 +31,11 @@ async def app(scope: dict[str, object], receive: Callable[..., object], send: Ca
         size += len(message.get("body", b""))
         if not message.get("more_body"):
             break
+    if scope["path"] == "/long":
+        await send({"type": "http.response.start", "status": 200, "headers": []})  # type: ignore[misc]
+        for number in range(LONG // PIECE):
+            await send({"type": "http.response.body", "body": b"x" * PIECE, "more_body": number + 1 < LONG // PIECE})  # type: ignore[misc]
+        return
     headers = [(b"content-length", str(len(str(size))).encode())]
     await send({"type": "http.response.start", "status": 200, "headers": headers})  # type: ignore[misc]
     await send({"type": "http.response.body", "body": str(size).encode()})  # type: ignore[misc]
@@ -144,3 +151,25 @@ async def test_requests_one_after_the_other_each_have_their_time(port: int) -> N
     last = request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
     said = await answer(port, *[request] * 5, last, pause_s=0.15)
     assert said.count(b"HTTP/1.1 200 ") == 6
+
+
+@pytest.mark.parametrize("is_slow", [False, True], ids=["not at all", "slowly"])
+async def test_a_client_that_reads_nothing_is_left_and_one_that_reads_slowly_is_not(
+    port: int, *, is_slow: bool
+) -> None:
+    loop = asyncio.get_running_loop()
+    with socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.setblocking(False)
+        await loop.sock_connect(client, ("127.0.0.1", port))
+        await loop.sock_sendall(client, b"GET /long HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        received = 0
+        until = loop.time() + 1.5  # it is left in 0.3
+        while loop.time() < until:
+            if is_slow:
+                received += len(await loop.sock_recv(client, 200_000))
+            await asyncio.sleep(0.02)
+        with suppress(ConnectionError):
+            while data := await loop.sock_recv(client, 1 << 20):
+                received += len(data)
+    assert (received > LONG) == is_slow
