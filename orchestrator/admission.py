@@ -43,6 +43,12 @@ class Admission:
         if in_session >= self._settings.session_background:
             raise self.refuse("background", "This session runs too much in the background: cancel some of it")
 
+    def terminal(self, *, in_session: int) -> None:
+        """Refuse a terminal above the cap."""
+        self.open()
+        if in_session >= self._settings.session_terminals:
+            raise self.refuse("terminals", "This session has too many terminals: close one")
+
     def timeout_s(self, request: ExecutionRequest) -> float | None:
         """Return the timeout of a request that makes sense, if it has one; refuse one that does not."""
         if request.command is not None and (request.code is not None or request.handler is not None):

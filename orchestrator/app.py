@@ -10,7 +10,7 @@ from litestar.openapi.plugins import SwaggerRenderPlugin
 from litestar.plugins.prometheus import PrometheusConfig
 
 from orchestrator import __version__
-from orchestrator.api import aws, native, operations, problems, seed
+from orchestrator.api import aws, native, operations, problems, seed, sockets
 from orchestrator.api.bodies import StrictRequest
 from orchestrator.api.guard import Gate, add_headers
 from orchestrator.service import Orchestrator
@@ -33,6 +33,7 @@ def create_app(settings: Settings) -> Litestar:
         route_handlers=[*operations.handlers, native.router, seed.router, aws.door(settings)],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         exception_handlers={Exception: problems.handle},
+        after_exception=[sockets.note_refusal],
         guards=[gate.check],
         before_send=[add_headers],
         middleware=[HTTP_METRICS.middleware],

@@ -16,7 +16,7 @@ from orchestrator.languages import Languages
 from orchestrator.models import Stream
 from orchestrator.streams import Streams
 
-AGENT_VERSION = 5
+AGENT_VERSION = 6
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach

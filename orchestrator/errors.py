@@ -199,6 +199,12 @@ class ImageMissing(EngineError):
     code, title = "image_missing", "Image missing"
 
 
+class TerminalFailed(Unavailable):
+    """The sandbox of a terminal did not start."""
+
+    code, title = "terminal_failed", "Terminal failed"
+
+
 class IsolationError(Unavailable):
     """A container started, but its self-test did not show every layer of isolation."""
 

@@ -6,7 +6,10 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from orchestrator.errors import Problem
+
 ID_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9_-]{0,62}\Z"
+TERM_PATTERN = r"^[A-Za-z0-9][A-Za-z0-9+._-]{0,62}\Z"
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]{0,127}\Z"
 
 Id = Annotated[str, Meta(pattern=ID_PATTERN, description="1 to 63 letters, digits, `_` or `-`")]
@@ -260,6 +263,29 @@ class PoolPage(msgspec.Struct, frozen=True, kw_only=True):
     containers: int
     quarantined: list[str]
     max_containers: int
+
+
+Extent = Annotated[int, Meta(ge=1, le=1000)]
+
+
+class Resize(msgspec.Struct, frozen=True, kw_only=True, tag="resize", forbid_unknown_fields=True):
+    """Said by the client of a terminal: its size, in characters."""
+
+    cols: Extent
+    rows: Extent
+
+
+class Exit(msgspec.Struct, frozen=True, kw_only=True, tag="exit"):
+    """Said to the client of a terminal: its program has ended."""
+
+    exit_code: int
+    signal: int | None
+
+
+class Trouble(msgspec.Struct, frozen=True, kw_only=True, tag="error"):
+    """Said to the client of a terminal: what is wrong with what it sent, or why the terminal ends."""
+
+    problem: Problem
 
 
 class Health(msgspec.Struct, frozen=True, kw_only=True):

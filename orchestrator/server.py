@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 import uvloop
 
+from orchestrator.api import sockets
 from orchestrator.api.protocol import Protocol
 from orchestrator.app import create_app
 from orchestrator.errors import SettingsError
@@ -46,12 +47,16 @@ async def serve(chosen: Settings) -> None:
     """Serve. The lifespan is ours, not uvicorn's: so a failed start is an exception, not a traceback in a log."""
     app = create_app(chosen)
     config = uvicorn.Config(
-        app,
+        sockets.explained(app),
         host=chosen.host,
         port=chosen.port,
         loop="uvloop",
         http=Protocol,
-        ws="none",
+        ws=sockets.Socket,
+        ws_max_size=sockets.MESSAGE_LIMIT,
+        ws_ping_interval=sockets.PING_S,
+        ws_ping_timeout=sockets.PING_S,
+        ws_per_message_deflate=False,
         lifespan="off",
         log_config=None,
         access_log=False,

@@ -96,6 +96,8 @@ class Orchestrator:
             yield "pool_starting", "Containers that start", label, len(pool.starting)
             yield "pool_waiting", "Sessions that wait for a container", label, len(pool.waiting)
         yield "sessions", "Sessions that live", {}, len(self.sessions.held)
+        terminals = sum(session.terminals for session in self.sessions.held.values())
+        yield "terminals", "Terminals that are open", {}, terminals
         yield "executions_in_flight", "Executions that run or queue", {}, self.sessions.in_flight
         yield "event_streams", "Streams of events that are open", {}, len(self.streams)
         yield "containers", "Containers, those that start or are removed included", {}, self.reconciler.occupied

@@ -46,6 +46,7 @@ class Session:
         self.expires = self.used - told_ago_s + kept.expires_in_s
         self.idle_timeout_s = kept.idle_timeout_s
         self.count = 0
+        self.terminals = 0
         self._transfers = 0
         self.turns = Turns(limit)
         self.records: OrderedDict[str, Record] = OrderedDict()
@@ -59,12 +60,12 @@ class Session:
 
     @property
     def due(self) -> float:
-        """When it ends by itself. A running execution keeps it, and a transfer of files; one in the background keeps it
-        from being idle.
+        """When it ends by itself. A running execution keeps it, and a transfer of files; one in the background, or
+        an open terminal, keeps it from being idle.
         """
         if self._transfers or len(self.running) > self.background:
             return math.inf
-        return self.expires if self.running else min(self.expires, self.used + self.idle_timeout_s)
+        return self.expires if self.running or self.terminals else min(self.expires, self.used + self.idle_timeout_s)
 
     def overdue(self, now: float) -> EndReason | None:
         """Why it is to end now, if it is."""
@@ -84,6 +85,16 @@ class Session:
             yield Workspace(self.container)
         finally:
             self._transfers -= 1
+            self.touch()
+
+    @contextmanager
+    def attended(self) -> Iterator[None]:
+        """Keep it from being idle for the time of a terminal."""
+        self.terminals += 1
+        try:
+            yield
+        finally:
+            self.terminals -= 1
             self.touch()
 
     def add(self, record: Record, task: asyncio.Task[None]) -> None:

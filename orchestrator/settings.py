@@ -99,6 +99,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = 8
     max_executions: Annotated[int, Meta(ge=1, description="executions of all sessions that run or queue at once")] = 256
     max_waiting: Annotated[int, Meta(ge=0, description="sessions that wait for a container at once")] = 256
+    session_terminals: Annotated[
+        int, Meta(ge=1, le=16, description="terminals of one session that are open at once")
+    ] = 4
     session_streams: Annotated[
         int, Meta(ge=1, description="streams of events of one session that are open at once")
     ] = 16

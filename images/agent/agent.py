@@ -25,8 +25,9 @@ from loop import WRITE, Loop
 from seatbelt import Seatbelt
 from stock import BOOT_RETRY_S, Stock
 from streams import Streams
+from terminal import Terminals
 
-VERSION = 5
+VERSION = 6
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
 REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
@@ -59,6 +60,8 @@ class Agent:
         self._files = Files(workspace, self._sweep)
         archives = Archives(self._take, self._leave)
         self._streams.openers = self._files.openers() | {"pack": archives.pack, "unpack": archives.unpack}
+        terminals = Terminals(self._loop, lambda devices: self._boot("python", devices), self._leave)
+        self._streams.openers |= {"terminal": terminals.open, "resize": terminals.resize}
 
     def run(self) -> None:
         """Serve the channel until it closes or falls silent."""
@@ -199,13 +202,21 @@ class Agent:
         self._stock.forget(launcher)
         self._loop.call_later(0, self._stock.refill)
 
-    def _boot(self, language: str) -> Launcher | Seatbelt:
+    def _boot(self, language: str, devices: tuple[str, ...] = ()) -> Launcher | Seatbelt:
         if sys.platform == "darwin":
             limits = self._limits
             return Seatbelt(
                 self._loop, self._layout, files=limits.open_files, file_bytes=limits.file_bytes, command=SANDBOX_EXEC
             )
-        return Launcher(self._loop, self._layout, LANGUAGES[language], self._filter, self._rlimits, bwrap=self._bwrap)
+        return Launcher(
+            self._loop,
+            self._layout,
+            LANGUAGES[language],
+            self._filter,
+            self._rlimits,
+            bwrap=self._bwrap,
+            devices=devices,
+        )
 
     def _sweep(self, steps: Iterator[None]) -> None:
         self._sweeps.append(steps)

@@ -71,7 +71,7 @@ class Inlet:
                 self.on_taken(count)
         except BlockingIOError:
             pass
-        except BrokenPipeError:
+        except OSError:  # nobody reads any more: EPIPE of a pipe, EIO of a terminal
             self.close()
             return
         if self._ended and not self._pending:

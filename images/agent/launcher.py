@@ -78,6 +78,7 @@ class Launcher:
         rlimits: dict[int, int],
         *,
         bwrap: str,
+        devices: tuple[str, ...] = (),
     ) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[End], None] = lambda _end: None
@@ -99,7 +100,7 @@ class Launcher:
         self._status = b""
         self._dying = False
         command = [bwrap, "--args", str(ARGS_FD), "--", *language.command(rlimits[resource.RLIMIT_DATA])]
-        self._spawn(command, layout.arguments(self.scratch, language.harness), seccomp)
+        self._spawn(command, layout.arguments(self.scratch, language.harness, devices), seccomp)
 
     def start(self, job: dict[str, Any]) -> None:
         """Hand over the job; a sandbox that still boots gets it when it is ready."""

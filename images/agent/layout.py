@@ -41,12 +41,16 @@ class Layout:
         self._numbers = 0
         self._head = self._namespaces(share_network=share_network) + self._system()
 
-    def arguments(self, number: int, harness: str) -> bytes:
-        """Return bwrap's arguments for one scratch number and one harness, in the form of `--args FD`."""
+    def arguments(self, number: int, harness: str, devices: tuple[str, ...] = ()) -> bytes:
+        """Return bwrap's arguments for one scratch number and one harness, in the form of `--args FD`.
+
+        `devices` are what this sandbox sees besides.
+        """
         own = self.scratch / str(number)
         words = [
             *self._head,
             *("--ro-bind", f"{self.scratch}/{harness}", f"{HARNESSES}/{harness}"),
+            *(word for path in devices for word in ("--dev-bind", path, path)),
             *("--bind", f"{own}/shm", "/dev/shm", "--bind", f"{own}/tmp", "/tmp"),
             *("--bind", str(self.workspace), "/workspace", "--chdir", "/workspace"),
             *("--remount-ro", "/proc", "--remount-ro", "/"),

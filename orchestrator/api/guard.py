@@ -1,12 +1,16 @@
 """Who may call, and with what: keys, host names, media types, response headers."""
 
+import base64
+import binascii
 import hashlib
 import hmac
 from collections.abc import Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
 from litestar.connection import ASGIConnection
 from litestar.datastructures import MutableScopeHeaders
+from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
 from litestar.types import Message, Scope
 
@@ -16,6 +20,7 @@ OPEN = "open"  # handlers with this option are served without a key
 SIGNED = "signed"  # handlers with this option check a signature instead of a key, and do so themselves
 ACCEPTS = "accepts"  # the media type of a handler's body, when it is not JSON
 ANY = "*/*"
+SUBPROTOCOL = "bearer."  # and a key in base64url
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 WITH_BODY = {"POST", "PUT", "PATCH"}
 HEADERS = {
@@ -41,7 +46,9 @@ class Gate:
         if not handler.opt.get(OPEN):
             self._check_host(connection.headers)
             if not handler.opt.get(SIGNED):
-                self._check_key(connection.headers)
+                self._check_key(key_of(connection))
+        if connection.scope["type"] == ScopeType.WEBSOCKET:
+            check_origin(connection.headers)
         if connection.scope["raw_path"].startswith(b"/v1/") and connection.scope["raw_path"].endswith(b"/"):
             raise NotFound("There is nothing at this path: leave out the slash at its end")  # Litestar would ignore it
         if connection.scope.get("method") in WITH_BODY:
@@ -53,14 +60,41 @@ class Gate:
             if host not in LOCAL_HOSTS and host.rpartition(":")[0] not in LOCAL_HOSTS:
                 raise Unauthorized("Without API keys this service answers to localhost only: set SANDBOX_API_KEYS")
 
-    def _check_key(self, headers: Mapping[str, str]) -> None:
+    def _check_key(self, key: str) -> None:
         if self._hashes:
-            scheme, _, token = headers.get("authorization", "").partition(" ")
-            given = _hash(token if scheme.lower() == "bearer" else headers.get("x-api-key", ""))
+            given = _hash(key)
             # Every hash is compared, so that the time tells nothing about which one matched.
             matches = [hmac.compare_digest(given, known) for known in self._hashes.values()]
             if not any(matches):
                 raise Unauthorized("Send a valid key as `Authorization: Bearer KEY`")
+
+
+def key_of(connection: ASGIConnection[Any, Any, Any, Any]) -> str:
+    """Return the key that was sent. For a WebSocket a browser sends no headers of ours: there it is a subprotocol."""
+    headers = connection.headers
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token
+    if connection.scope["type"] == ScopeType.WEBSOCKET:
+        for name in connection.scope["subprotocols"]:
+            if name.startswith(SUBPROTOCOL):
+                return decoded(name.removeprefix(SUBPROTOCOL))
+    return headers.get("x-api-key", "")
+
+
+def decoded(text: str) -> str:
+    """Return what base64url without its padding stands for; nothing when it is none."""
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
+    except (binascii.Error, ValueError):
+        return ""
+
+
+def check_origin(headers: Mapping[str, str]) -> None:
+    """Refuse the page of another site: unlike requests, a WebSocket needs no leave of ours to be opened."""
+    origin = headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower():
+        raise Unauthorized("A page of another site may not open a WebSocket here: leave out `Origin`")
 
 
 def check_body(headers: Mapping[str, str], accepted: str) -> None:

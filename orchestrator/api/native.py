@@ -7,7 +7,7 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
-from orchestrator.api import executions, files
+from orchestrator.api import executions, files, terminal
 from orchestrator.api.paths import Sid
 from orchestrator.api.waiting import while_connected
 from orchestrator.models import (
@@ -120,6 +120,7 @@ router = Router(
         read_pool,
         read_isolation,
         *files.handlers,
+        terminal.attend,
     ],
     tags=["native"],
 )

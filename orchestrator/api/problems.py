@@ -5,6 +5,8 @@ from typing import Any
 import msgspec
 import structlog
 from litestar import Request, Response
+from litestar.connection import ASGIConnection
+from litestar.enums import ScopeType
 from litestar.exceptions import HTTPException, ValidationException
 
 from orchestrator import errors
@@ -25,13 +27,15 @@ OF_STATUS: dict[int, type[SandboxError]] = {
 }
 
 
-def problem_of(request: Request[Any, Any, Any], error: Exception) -> Problem:
+def problem_of(request: ASGIConnection[Any, Any, Any, Any], error: Exception) -> Problem:
     """Return the problem document of whatever was raised."""
     match error:
         case SandboxError():
             return error.problem()
         case ValidationException():
             return errors.InvalidRequest(_explain(error)).problem()
+        case HTTPException() if request.scope["type"] == ScopeType.WEBSOCKET:
+            return errors.NotFound("There is no WebSocket at this path: see docs/api.md").problem()
         case HTTPException() if error.status_code in OF_STATUS:
             return OF_STATUS[error.status_code](_sentence(error, request)).problem()
         case UnicodeDecodeError():
@@ -66,11 +70,11 @@ def _explain(error: ValidationException) -> str:
     return "; ".join(parts) or error.detail
 
 
-def _sentence(error: HTTPException, request: Request[Any, Any, Any]) -> str:
+def _sentence(error: HTTPException, request: ASGIConnection[Any, Any, Any, Any]) -> str:
     if error.status_code == errors.NotFound.status:
         return "There is nothing at this path: see /docs"
     if error.status_code == errors.MethodNotAllowed.status:
-        return f"This path does not take {request.method}: see /docs"
+        return f"This path does not take {request.scope.get('method', 'a WebSocket')}: see /docs"
     if error.status_code == errors.BodyTooLarge.status:
         return "The body is larger than this service takes: see SANDBOX_MAX_BODY"
     return error.detail

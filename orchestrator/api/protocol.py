@@ -35,6 +35,10 @@ class Protocol(HttpToolsProtocol):
         self._unsent, self._stalled_s = 0, 0.0
         self._looking = self.loop.call_later(LOOK_S, self._look)
 
+    def handle_websocket_upgrade(self) -> None:
+        self._looking.cancel()  # the connection is another protocol's from here on
+        super().handle_websocket_upgrade()
+
     def connection_lost(self, exc: Exception | None) -> None:
         self._looking.cancel()
         super().connection_lost(exc)

@@ -23,6 +23,13 @@ README = (ROOT / "README.md").read_text()
 API = (ROOT / "docs" / "api.md").read_text()
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MEASURED = {"execution_time", "metrics"}  # of the seed's result: different each time
+WEBSOCKETS = """
+from orchestrator.app import create_app
+from orchestrator.settings import Settings
+for route in create_app(Settings(engine="local")).routes:
+    if route.scope_type == "websocket":
+        print(route.path_format)
+"""
 # In the place of curl, where a bare machine has none.
 CURL = """#!{python}
 import argparse, urllib.request
@@ -153,6 +160,11 @@ def test_the_documented_routes_are_those_of_the_specification(local_service: Liv
     specification = local_service.client.get("/docs/openapi.json").json()
     served = {(method.upper(), path) for path, methods in specification["paths"].items() for method in methods}
     assert served == set(re.findall(r"`(GET|HEAD|POST|PUT|PATCH|DELETE) (/[^`]*)`", API))
+
+
+def test_the_documented_websockets_are_those_that_are_served() -> None:
+    listed = subprocess.run([sys.executable, "-c", WEBSOCKETS], cwd=ROOT, check=True, capture_output=True, text=True)
+    assert set(listed.stdout.split()) == set(re.findall(r"`WebSocket (/[^`]*)`", API))
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,7 @@ TABLE = [
     ("SESSION_BACKGROUND", "8", "-1", "a whole number at least 0 at most 64"),
     ("MAX_EXECUTIONS", "256", "0", "a whole number at least 1"),
     ("MAX_WAITING", "256", "-1", "a whole number at least 0"),
+    ("SESSION_TERMINALS", "4", "17", "a whole number at least 1 at most 16"),
     ("SESSION_STREAMS", "16", "0", "a whole number at least 1"),
     ("MAX_STREAMS", "256", "0", "a whole number at least 1"),
     ("STREAM_HEARTBEAT_SECONDS", "10", "0", "a number above 0"),
