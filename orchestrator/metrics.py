@@ -6,7 +6,11 @@ from prometheus_client import CollectorRegistry, Counter, Histogram
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from orchestrator.models import END_REASONS
+
 FAST = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
+REFUSE_REASONS = ("sessions", "waiting", "executions", "session", "background", "stdin", "streams", "functions")
+REMOVE_REASONS = ("ended", "lost", "max_age", "surplus", "orphan", "start_failed", "bind_failed")
 Readings = Callable[[], Iterable[tuple[str, str, dict[str, str], float]]]
 
 
@@ -23,11 +27,13 @@ class Metrics:
             return Histogram(f"sandbox_{name}_seconds", text, labels, registry=registry, buckets=FAST)
 
         self.execution_duration = seconds(
-            "execution_duration", "Time from request to result of an execution", "language", "outcome"
+            "execution_duration", "Time from request to result of an execution", "template", "language", "outcome"
         )
-        self.execution_overhead = seconds("execution_overhead", "Our share of an execution's time: all but the code")
-        self.acquire = seconds("session_acquire", "Time to get a container for a session", "source")
-        self.sessions_ended = counter("sessions_ended", "Sessions that ended", "reason")
+        self.execution_overhead = seconds(
+            "execution_overhead", "Our share of an execution's time: all but the code", "template"
+        )
+        self.acquire = seconds("session_acquire", "Time to get a container for a session", "template", "source")
+        self.sessions_ended = counter("sessions_ended", "Sessions that ended", "template", "reason")
         self.pool_hits = counter("pool_hits", "Acquires served by a ready container", "template")
         self.pool_misses = counter("pool_misses", "Acquires that waited for a start", "template")
         self.container_start = seconds("container_start", "Time from create to passed self-test", "template", "result")
@@ -38,6 +44,18 @@ class Metrics:
         self.engine_call = seconds("engine_call", "Time of one call to the engine", "call", "result")
         self.function_invocations = counter("function_invocations", "Invocations of functions that ran", "outcome")
         self.refusals = counter("refusals", "Requests refused by admission", "reason")
+
+    def begin(self, templates: Iterable[str]) -> None:
+        """Begin at 0 what alerts and ratios look at: Prometheus sees no increase in a counter's first sample."""
+        for template in templates:
+            self.pool_hits.labels(template)
+            self.pool_misses.labels(template)
+            for end in END_REASONS:
+                self.sessions_ended.labels(template, end)
+        for reason in REFUSE_REASONS:
+            self.refusals.labels(reason)
+        for reason in REMOVE_REASONS:
+            self.containers_removed.labels(reason)
 
     def read_gauges(self, readings: Readings) -> None:
         """Register the gauges: `readings` returns name, help, labels and value of each sample."""

@@ -4,6 +4,7 @@ import asyncio
 import fcntl
 import os
 import signal
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -48,6 +49,7 @@ class Orchestrator:
         warm = WarmSessions(settings, self.functions, self.sessions, workspaces)
         self.invocations = Invocations(self.functions, self.sessions, warm, self.metrics)
         self.streams = Streams(settings, self.sessions.admission)
+        self.metrics.begin(self.pools)
         self.metrics.read_gauges(self._gauges)
 
     def not_ready(self) -> list[str]:
@@ -89,13 +91,14 @@ class Orchestrator:
         self.reconciler.wake()
 
     def _gauges(self) -> Iterator[tuple[str, str, dict[str, str], float]]:
+        held = Counter(session.container.template for session in self.sessions.held.values())
         for name, pool in self.pools.items():
             label = {"template": name}
             yield "pool_target", "Containers that are to be ready", label, pool.recipe.template.pool_size
             yield "pool_ready", "Containers that are ready", label, len(pool.ready)
             yield "pool_starting", "Containers that start", label, len(pool.starting)
             yield "pool_waiting", "Sessions that wait for a container", label, len(pool.waiting)
-        yield "sessions", "Sessions that live", {}, len(self.sessions.held)
+            yield "sessions", "Sessions that live", label, held[name]
         terminals = sum(session.terminals for session in self.sessions.held.values())
         yield "terminals", "Terminals that are open", {}, terminals
         yield "executions_in_flight", "Executions that run or queue", {}, self.sessions.in_flight

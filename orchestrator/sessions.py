@@ -147,7 +147,7 @@ class Sessions:
         self._ended[session.id] = reason
         if len(self._ended) > ENDED:
             self._ended.popitem(last=False)
-        self._metrics.sessions_ended.labels(reason).inc()
+        self._metrics.sessions_ended.labels(session.container.template, reason).inc()
         self._discard(session.container, "lost" if reason == "lost" else "ended")
         log.info(
             "session_ended",
@@ -314,7 +314,7 @@ class Sessions:
                 await self._execute(record, session.container, request, session.env)
             else:  # cancelled while it queued
                 record.duration_s = time.monotonic() - record.begun
-                self._account(record)
+                self._account(record, session.container.template)
         finally:
             if has_turn:
                 session.turns.give_back()
@@ -324,7 +324,7 @@ class Sessions:
         has_turn = not done and not record.note.background and session.turns.take()
         try:
             await record.resume(session.container, grace_s=self._settings.grace_seconds)
-            self._account(record)
+            self._account(record, session.container.template)
         finally:
             if has_turn:
                 session.turns.give_back()
@@ -349,14 +349,14 @@ class Sessions:
             await record.run(container, job, grace_s=self._settings.grace_seconds)
         finally:
             if facts.outcome is not None or not self.keeping:  # else it goes on
-                self._account(record)
+                self._account(record, container.template)
 
-    def _account(self, record: Record) -> None:
+    def _account(self, record: Record, template: str) -> None:
         facts = record.facts
         outcome = facts.outcome or "cancelled"
         code_s = facts.usage.wall_s if facts.usage is not None else record.duration_s
-        self._metrics.execution_duration.labels(facts.language, outcome).observe(record.duration_s)
-        self._metrics.execution_overhead.observe(max(0.0, record.duration_s - code_s))
+        self._metrics.execution_duration.labels(template, facts.language, outcome).observe(record.duration_s)
+        self._metrics.execution_overhead.labels(template).observe(max(0.0, record.duration_s - code_s))
         log.info(
             "execution_done",
             session=facts.session_id,
@@ -390,7 +390,7 @@ class Sessions:
         self.admission.session(taken=taken, waiting=sum(len(pool.waiting) for pool in self._pools.values()))
         begun = time.monotonic()
         container, source = await pool.acquire(self._settings.acquire_timeout_seconds)
-        self._metrics.acquire.labels(source).observe(time.monotonic() - begun)
+        self._metrics.acquire.labels(container.template, source).observe(time.monotonic() - begun)
         count = self._metrics.pool_hits if source == "warm" else self._metrics.pool_misses
         count.labels(container.template).inc()
         return container, source

@@ -81,40 +81,18 @@ stop() { # PID_FILE
 # --- Debian 13's Docker on Debian 12, beside the system's own ---
 
 unpack_newer() {
-    [ ! -e "$newer/complete" ] || return 0
-    say "downloading Docker 26 from Debian 13's packages"
-    rm -rf "$newer"
-    mkdir -p "$newer/apt/lists/partial" "$newer/apt/cache/archives/partial"
-    # Apt reads the host's sources for us, whatever their format; before its first update it tells nothing.
-    [ -n "$(host_sources)" ] || quietly apt-get update || return 1
-    host_sources | sed -n 's/ bookworm\(-updates\|-security\|\) main$/ trixie\1 main/p' >"$newer/apt/trixie.list"
     # runc and tini of Debian 13 need a newer libc: the host's runc and tini-static do instead.
-    (cd "$newer/apt" && quietly newer_apt update && quietly newer_apt download docker.io containerd tini) || return 1
-    for package in "$newer"/apt/*.deb; do quietly dpkg-deb -x "$package" "$newer" || return 1; done
-    rm -rf "$newer/apt"
+    "$here/unpack.sh" trixie "$newer" docker.io containerd tini || return 1
     quietly "$newer/usr/sbin/dockerd" --version && quietly "$newer/usr/bin/containerd" --version || return 1
-    touch "$newer/complete"
-}
-
-host_sources() {
-    # shellcheck disable=SC2016  # apt's own variables
-    apt-get indextargets --format 'deb $(REPO_URI) $(RELEASE) main' \
-        'Created-By: Packages' 'Origin: Debian' 'Component: main'
-}
-
-# shellcheck disable=SC2317  # `quietly` calls it
-newer_apt() { # with the host's apt settings, without a trace in the host's apt state
-    apt-get -o Dir::Etc::sourcelist="$newer/apt/trixie.list" -o Dir::Etc::sourceparts=/dev/null \
-        -o Dir::Etc::preferencesparts=/dev/null -o Dir::State::lists="$newer/apt/lists" \
-        -o Dir::Cache="$newer/apt/cache" -o APT::Sandbox::User=root "$@"
 }
 
 # A second dockerd would empty the first one's packet filter chains. So this one is told to leave the filter alone, and
-# gets from us a bridge and the three rules that its builds need.
+# gets from us a bridge and the three rules that its builds need. The bridge of a network that is named like ours with more
+# behind it is let through as well.
 rules() { # COMMAND: -I inserts them, -C checks, -D deletes
     iptables -w -t nat "$1" POSTROUTING -s "$network.0/24" ! -o "$bridge" -j MASQUERADE &&
-        iptables -w "$1" FORWARD -i "$bridge" -j ACCEPT &&
-        iptables -w "$1" FORWARD -o "$bridge" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+        iptables -w "$1" FORWARD -i "$bridge+" -j ACCEPT &&
+        iptables -w "$1" FORWARD -o "$bridge+" -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 }
 
 make_bridge() {
@@ -148,7 +126,7 @@ case ${1-} in
 '') ;;
 --newer)
     if [ -z "${DOCKER_HOST-}" ] && is_root_with_apt && is_debian_12; then
-        if find_engine "unix://$run/docker.sock" >/dev/null || start_newer; then
+        if { find_engine "unix://$run/docker.sock" >/dev/null && make_bridge; } || start_newer; then
             # shellcheck disable=SC2046  # two words
             answer $(find_engine "unix://$run/docker.sock")
         fi

@@ -53,7 +53,7 @@ def agent_pid(live: Live, container: str) -> int:
 def lost_meanwhile(live: Live, hurt: Callable[[str], object], *, within_s: float, timeout_s: float = 30) -> None:
     """Hurt a session's container while an execution runs: it ends as lost in time, its session too, others do not."""
     sight = docker_sight(live)
-    before = live.metric('sandbox_sessions_ended_total{reason="lost"}')
+    before = live.metric('sandbox_sessions_ended_total{reason="lost",template="python"}')
     told: list[Json] = []
     with live.session() as other:
         sid = live.open()
@@ -73,7 +73,7 @@ def lost_meanwhile(live: Live, hurt: Callable[[str], object], *, within_s: float
         check(took_s < within_s, f"the execution ended after {took_s:.1f} s")
         until(lambda: live.client.get(f"/v1/sessions/{sid}").status_code == 410, 5, "the session did not end as lost")
         until(lambda: container not in sight.containers(), REMOVAL_S, "the container was not removed")
-        counted = live.metric('sandbox_sessions_ended_total{reason="lost"}') - before
+        counted = live.metric('sandbox_sessions_ended_total{reason="lost",template="python"}') - before
         check(counted == 1, f"{counted:g} lost sessions were counted")
         live.is_usable(other)
         until(live.is_ready, REMOVAL_S, "the pool was not filled again")

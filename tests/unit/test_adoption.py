@@ -562,7 +562,12 @@ async def test_who_waits_is_told_to_ask_again_and_what_runs_is_left_to_the_next(
         assert session.overdue(time.monotonic() + NEVER_S**2) is None, "what goes on keeps its session"
         assert agent.heard.count("cancel") == 0
         assert agent.executed == [eid], "what had waited for its turn never gets it"
-        assert first.metrics.value("sandbox_execution_duration_seconds_count", language="python", outcome="lost") == 0
+        assert (
+            first.metrics.value(
+                "sandbox_execution_duration_seconds_count", template="python", language="python", outcome="lost"
+            )
+            == 0
+        )
         await first.reconciler.clear(keep=[session.container])
         assert list(first.stage.agents) == [session.container.name]
     async with House(first.stage).running() as second:

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator import errors, models
-from orchestrator.metrics import Metrics
+from orchestrator.metrics import REFUSE_REASONS, REMOVE_REASONS, Metrics
 from tests.live import Live, free_port, serve, start
 
 JSON = {"Content-Type": "application/json"}
@@ -512,8 +512,7 @@ CLOSED: dict[str, set[str]] = {
     "source": {"warm", "cold"},
     "template": {"python"},
     "result": {"ok", "error", "timeout", "woken"},
-    "reason": {*models.END_REASONS, "ended", "max_age", "surplus", "orphan", "start_failed", "bind_failed"}
-    | {"sessions", "waiting", "executions", "session"},
+    "reason": {*models.END_REASONS, *REMOVE_REASONS, *REFUSE_REASONS},
     "call": {"start", "info", "create", "version", "attach", "list", "remove"},
     "method": {"GET", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"},
     "path": {*ROUTES, "/docs", "/docs/openapi.json"},

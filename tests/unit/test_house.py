@@ -1,6 +1,7 @@
 """The house rules: which floor imports which, names, docstrings, and documents that say what the code says."""
 
 import ast
+import json
 import re
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
+import yaml
 from prometheus_client import CollectorRegistry
 
 from orchestrator.metrics import Metrics
@@ -97,7 +99,7 @@ def owned(name: str) -> set[str]:
 
 
 def python_files() -> list[Path]:
-    folders = ("orchestrator", "images", "scripts", "bench", "tests")
+    folders = ("orchestrator", "images", "scripts", "bench", "grafana", "tests")
     return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
 
 
@@ -169,6 +171,35 @@ def test_the_documented_metrics_are_the_metrics() -> None:
     ours = {family.name for family in registry.collect()}
     text = (ROOT / "docs" / "metrics.md").read_text()
     assert {name for name in ours if not re.search(rf"\b{name}(_total)?\b", text)} == set()
+
+
+def metrics_in(query: str) -> set[str]:
+    """Return the metrics that a query names, each without what a histogram adds to its name."""
+    names = re.findall(r"\b(?:sandbox|process|python)_\w+", re.sub(r'"[^"]*"', "", query))
+    return {re.sub(r"_seconds_(bucket|sum|count)$", "_seconds", name) for name in names}
+
+
+def test_dashboard_and_alerts_look_at_documented_metrics_only() -> None:
+    dashboard = json.loads((ROOT / "grafana" / "dashboards" / "sandbox.json").read_bytes())
+    rules = yaml.safe_load((ROOT / "grafana" / "rules.yml").read_bytes())
+    queries = [target["expr"] for panel in dashboard["panels"] for target in panel.get("targets", ())]
+    queries += [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
+    documented = {name for row in table(ROOT / "docs" / "metrics.md", "`.*`") for name in re.findall(r"\w+", row[0])}
+    assert len(documented) > 30
+    assert set().union(*map(metrics_in, queries)) - documented == set()
+
+
+def test_panels_and_alerts_say_what_to_do() -> None:
+    dashboard = json.loads((ROOT / "grafana" / "dashboards" / "sandbox.json").read_bytes())
+    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
+    assert [panel["title"] for panel in panels if len(panel["description"].split()) < 5] == []
+    assert len({panel["id"] for panel in dashboard["panels"]}) == len(dashboard["panels"])
+    rules = yaml.safe_load((ROOT / "grafana" / "rules.yml").read_bytes())["groups"][0]["rules"]
+    documented = table(ROOT / "docs" / "deployment.md", r"`Sandbox\w+`")
+    assert [(f"`{rule['alert']}`", rule["labels"]["severity"]) for rule in rules] == [
+        (row[0], row[2]) for row in documented
+    ]
+    assert [rule["alert"] for rule in rules if not {"summary", "action"} <= set(rule["annotations"])] == []
 
 
 def test_no_file_names_a_registrys_host() -> None:

@@ -601,8 +601,13 @@ async def test_a_session_ends_with_its_container_and_says_so() -> None:
         with pytest.raises(SessionEnded, match="has ended \\(lost\\)"):
             house.sessions.get("s")
         await until(lambda: session.container.name in house.engine.removed)
-        assert house.metrics.value("sandbox_sessions_ended_total", reason="lost") == 1
-        assert house.metrics.value("sandbox_execution_duration_seconds_count", language="python", outcome="lost") == 1
+        assert house.metrics.value("sandbox_sessions_ended_total", template="python", reason="lost") == 1
+        assert (
+            house.metrics.value(
+                "sandbox_execution_duration_seconds_count", template="python", language="python", outcome="lost"
+            )
+            == 1
+        )
 
 
 async def test_an_agent_without_a_heartbeat_is_lost_with_its_session_and_execution() -> None:
@@ -694,7 +699,7 @@ async def test_a_new_session_is_not_mistaken_for_the_one_that_had_its_id() -> No
         house.engine.gates["list"].set()
         await settle()
         assert house.sessions.get("s") is new
-        assert house.metrics.value("sandbox_sessions_ended_total", reason="lost") == 0
+        assert house.metrics.value("sandbox_sessions_ended_total", template="python", reason="lost") == 0
 
 
 # --- executions
@@ -752,7 +757,10 @@ async def test_a_queued_execution_that_is_cancelled_never_reaches_the_agent() ->
         assert [(await task).outcome for task in (first, second)] == ["ok", "cancelled"]
         assert len(agent.executed) == 1
         count = house.metrics.value
-        assert count("sandbox_execution_duration_seconds_count", language="python", outcome="cancelled") == 1
+        assert (
+            count("sandbox_execution_duration_seconds_count", template="python", language="python", outcome="cancelled")
+            == 1
+        )
 
 
 async def test_a_running_execution_is_cancelled_by_its_id_and_by_who_stops_waiting() -> None:
@@ -850,7 +858,7 @@ async def test_draining_admits_nothing_new_and_lets_what_runs_finish() -> None:
         assert (await running).outcome == "ok"
         await draining
         assert house.sessions.held == {}
-        assert house.metrics.value("sandbox_sessions_ended_total", reason="drained") == 1
+        assert house.metrics.value("sandbox_sessions_ended_total", template="python", reason="drained") == 1
 
 
 async def test_draining_ends_what_does_not_finish_in_time() -> None:
