@@ -22,7 +22,8 @@ Key = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,255}\Z")]
 class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     """One request and the type of its answer, `bytes` for what is no JSON. `runs_s` is how long what it starts may run.
 
-    With a `key` the service does it once, however often it is sent.
+    With a `key` the service does it once, however often it is sent. `goes_on` is a call whose answer, when it is cut
+    off, can be had from there on.
     """
 
     method: str
@@ -31,8 +32,10 @@ class Call(msgspec.Struct, Generic[T], frozen=True, kw_only=True):
     body: bytes | None = None
     media_type: str = "application/json"
     query: dict[str, str | int] = {}
+    headers: dict[str, str] = {}
     key: str | None = None
     runs_s: float = 0.0
+    goes_on: bool = False
     statuses: frozenset[int] = frozenset({200, 201, 204})
 
 
@@ -48,12 +51,12 @@ def create_session(
     """Start a session; without an id the service gives it one."""
     life = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s}
     fields = {"id": session_id, "template": template, "env": env, "metadata": metadata} | life
-    return Call(method="POST", path="/v1/sessions", answer=models.Session, body=_body(models.SessionRequest, fields))
+    return Call(method="POST", path="/v1/sessions", answer=models.Session, body=body_of(models.SessionRequest, fields))
 
 
 def get_session(session_id: str) -> Call[models.Session]:
     """Read a session. SessionNotFound or errors.SessionEnded when there is none."""
-    return Call(method="GET", path=_path(session_id), answer=models.Session)
+    return Call(method="GET", path=path_of(session_id), answer=models.Session)
 
 
 def list_sessions(*, limit: int = 100, after: str | None = None) -> Call[models.SessionPage]:
@@ -71,12 +74,14 @@ def extend_session(
 ) -> Call[models.Session]:
     """Let a session's life count anew from now, or replace its metadata."""
     fields = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s, "metadata": metadata}
-    return Call(method="PATCH", path=_path(session_id), answer=models.Session, body=_body(models.SessionPatch, fields))
+    return Call(
+        method="PATCH", path=path_of(session_id), answer=models.Session, body=body_of(models.SessionPatch, fields)
+    )
 
 
 def end_session(session_id: str) -> Call[None]:
     """End a session; what runs in it is killed."""
-    return Call(method="DELETE", path=_path(session_id), answer=type(None))
+    return Call(method="DELETE", path=path_of(session_id), answer=type(None))
 
 
 def execute_code(
@@ -100,10 +105,10 @@ def execute_code(
     the workspace needs no code. With an `idempotency_key`, new for each execution, it is sent again when the
     connection is lost, and runs at most once: its outcome is `cancelled` where the service saw the loss first.
     """
-    inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": _encoded(files)}
+    inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": files_of(files)}
     fields = {"code": code, "handler": handler, "language": language, "timeout_s": timeout_s} | inputs
-    path = _path(session_id, "executions")
-    return _execution(path, models.ExecutionRequest, fields, event=event, key=idempotency_key)
+    path = path_of(session_id, "executions")
+    return execution_of(path, models.ExecutionRequest, fields, event=event, key=idempotency_key)
 
 
 def execute_command(
@@ -127,9 +132,9 @@ def execute_command(
         "args": args,
         "stdin": stdin,
         "env": env,
-        "files": _encoded(files),
+        "files": files_of(files),
     }
-    return _execution(_path(session_id, "executions"), models.ExecutionRequest, fields, key=idempotency_key)
+    return execution_of(path_of(session_id, "executions"), models.ExecutionRequest, fields, key=idempotency_key)
 
 
 def execute(
@@ -148,25 +153,26 @@ def execute(
     template: str | None = None,
 ) -> Call[models.Execution]:
     """Run code or a command once, in a fresh container that is gone afterwards."""
-    inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": _encoded(files)}
+    inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": files_of(files)}
     what = {"code": code, "command": command, "handler": handler}
     chosen = {"language": language, "template": template, "timeout_s": timeout_s}
-    return _execution("/v1/execute", models.OneShotRequest, what | chosen | inputs, event=event)
+    return execution_of("/v1/execute", models.OneShotRequest, what | chosen | inputs, event=event)
 
 
-def list_executions(session_id: str) -> Call[models.ExecutionPage]:
-    """List the executions that a session remembers, oldest first."""
-    return Call(method="GET", path=_path(session_id, "executions"), answer=models.ExecutionPage)
+def list_executions(session_id: str, *, limit: int = 100, after: str | None = None) -> Call[models.ExecutionPage]:
+    """List the executions that a session remembers, oldest first; `after` continues with a page's `next`."""
+    query: dict[str, str | int] = {"limit": limit} if after is None else {"limit": limit, "after": after}
+    return Call(method="GET", path=path_of(session_id, "executions"), answer=models.ExecutionPage, query=query)
 
 
 def get_execution(session_id: str, execution_id: str) -> Call[models.Execution]:
     """Read an execution; its `outcome` is None while it runs."""
-    return Call(method="GET", path=_path(session_id, "executions", execution_id), answer=models.Execution)
+    return Call(method="GET", path=path_of(session_id, "executions", execution_id), answer=models.Execution)
 
 
 def cancel(session_id: str, execution_id: str) -> Call[None]:
     """Kill an execution; one that has ended is left alone."""
-    return Call(method="DELETE", path=_path(session_id, "executions", execution_id), answer=type(None))
+    return Call(method="DELETE", path=path_of(session_id, "executions", execution_id), answer=type(None))
 
 
 def list_files(
@@ -175,50 +181,54 @@ def list_files(
     """List a directory of a session's workspace in the order of the paths; `after` continues with a page's `next`."""
     query: dict[str, str | int] = {"path": path, "recursive": str(recursive).lower(), "limit": limit}
     query |= {} if after is None else {"after": after}
-    return Call(method="GET", path=_path(session_id, "files"), answer=models.FilePage, query=query)
+    return Call(method="GET", path=path_of(session_id, "files"), answer=models.FilePage, query=query)
 
 
 def read_file(session_id: str, path: str) -> Call[bytes]:
     """Read a file of the workspace. errors.FileNotFound, or FileConflict for what is no plain file."""
-    return Call(method="GET", path=_file(session_id, path), answer=bytes)
+    return Call(method="GET", path=file_path_of(session_id, path), answer=bytes)
 
 
 def write_file(session_id: str, path: str, content: bytes | str) -> Call[models.File]:
     """Write a file of the workspace, and make the directories above it; one that is there already is replaced."""
     body = content.encode() if isinstance(content, str) else bytes(content)
     return Call(
-        method="PUT", path=_file(session_id, path), answer=models.File, body=body, media_type="application/octet-stream"
+        method="PUT",
+        path=file_path_of(session_id, path),
+        answer=models.File,
+        body=body,
+        media_type="application/octet-stream",
     )
 
 
 def make_directory(session_id: str, path: str) -> Call[models.File]:
     """Make a directory of the workspace, and those above it."""
-    body = _body(models.NewDirectory, {"type": "directory"})
-    return Call(method="POST", path=_file(session_id, path), answer=models.File, body=body)
+    body = body_of(models.NewDirectory, {"type": "directory"})
+    return Call(method="POST", path=file_path_of(session_id, path), answer=models.File, body=body)
 
 
 def rename_file(session_id: str, path: str, new_path: str, *, overwrite: bool = False) -> Call[models.File]:
     """Move a file or directory of the workspace; what is at the new path is replaced only with `overwrite`."""
-    body = _body(models.Move, {"path": new_path, "overwrite": overwrite})
-    return Call(method="PATCH", path=_file(session_id, path), answer=models.File, body=body)
+    body = body_of(models.Move, {"path": new_path, "overwrite": overwrite})
+    return Call(method="PATCH", path=file_path_of(session_id, path), answer=models.File, body=body)
 
 
 def delete_file(session_id: str, path: str, *, recursive: bool = False) -> Call[None]:
     """Delete a file or directory of the workspace; one that is not empty only with `recursive`."""
     query: dict[str, str | int] = {"recursive": str(recursive).lower()}
-    return Call(method="DELETE", path=_file(session_id, path), answer=type(None), query=query)
+    return Call(method="DELETE", path=file_path_of(session_id, path), answer=type(None), query=query)
 
 
 def read_archive(session_id: str, path: str = "") -> Call[bytes]:
     """Read a directory of the workspace as a tar."""
-    return Call(method="GET", path=_path(session_id, "archive"), answer=bytes, query={"path": path})
+    return Call(method="GET", path=path_of(session_id, "archive"), answer=bytes, query={"path": path})
 
 
 def write_archive(session_id: str, archive: bytes, *, path: str = "") -> Call[models.Unpacked]:
     """Unpack a tar, plain or compressed, below a directory of the workspace: all of it, or nothing."""
     return Call(
         method="POST",
-        path=_path(session_id, "archive"),
+        path=path_of(session_id, "archive"),
         answer=models.Unpacked,
         body=archive,
         media_type="application/x-tar",
@@ -251,7 +261,7 @@ def ready() -> Call[models.Readiness]:
     return Call(method="GET", path="/ready", answer=models.Readiness, statuses=frozenset({200, 503}))
 
 
-def _execution(
+def execution_of(
     path: str,
     kind: type[models.ExecutionRequest],
     fields: dict[str, Any],
@@ -259,17 +269,18 @@ def _execution(
     event: Any = UNSET,
     key: str | None = None,
 ) -> Call[models.Execution]:
+    """Return the call of an execution, which is waited for."""
     try:
         msgspec.convert(key, Key | None)
     except msgspec.ValidationError:
         raise errors.InvalidRequest("An idempotency_key is 1 to 255 ASCII characters without spaces") from None
     timeout_s = fields["timeout_s"]
     runs_s = EXECUTION_TIMEOUT_S if timeout_s is None else timeout_s
-    body = _body(kind, fields, event=event)
+    body = body_of(kind, fields, event=event)
     return Call(method="POST", path=path, answer=models.Execution, body=body, key=key, runs_s=runs_s)
 
 
-def _body(kind: type[msgspec.Struct], fields: dict[str, Any], *, event: Any = UNSET) -> bytes:
+def body_of(kind: type[msgspec.Struct], fields: dict[str, Any], *, event: Any = UNSET) -> bytes:
     """Return what was given as JSON; InvalidRequest, before anything is sent, for what the service would refuse."""
     given = {name: value for name, value in fields.items() if value is not None}
     if event is not UNSET:
@@ -283,14 +294,15 @@ def _body(kind: type[msgspec.Struct], fields: dict[str, Any], *, event: Any = UN
         raise errors.InvalidRequest(f"JSON cannot carry what was given: {error}") from None
 
 
-def _encoded(files: Mapping[str, str | bytes] | None) -> dict[str, Any] | None:
+def files_of(files: Mapping[str, str | bytes] | None) -> dict[str, Any] | None:
     """Return files as they travel in JSON: text as it is, bytes in base64."""
     if files is None:
         return None
     return {path: what if isinstance(what, str) else {"base64": what} for path, what in files.items()}
 
 
-def _path(session_id: str, *rest: str) -> str:
+def path_of(session_id: str, *rest: str) -> str:
+    """Return the path of a session, or of something of it; InvalidRequest for what cannot be an id."""
     try:
         ids = msgspec.convert([session_id, *rest], list[models.Id])
     except msgspec.ValidationError as error:
@@ -298,5 +310,6 @@ def _path(session_id: str, *rest: str) -> str:
     return "/".join(["/v1/sessions", *ids])
 
 
-def _file(session_id: str, path: str) -> str:
-    return f"{_path(session_id, 'files')}/{quote(path, safe='/')}"
+def file_path_of(session_id: str, path: str) -> str:
+    """Return the path of a file of a session."""
+    return f"{path_of(session_id, 'files')}/{quote(path, safe='/')}"

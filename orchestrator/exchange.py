@@ -80,7 +80,8 @@ class Client:
         self._retry_for_s = retry_for_s
 
     def _new_tries(self, call: Call[Any]) -> Tries:
-        return Tries(self._tries, self._retry_for_s, has_key=call.key is not None)
+        is_safe = call.key is not None or (call.goes_on and call.method == "GET")
+        return Tries(self._tries, self._retry_for_s, has_key=is_safe)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -93,7 +94,7 @@ class Client:
 
     def _arguments(self, call: Call[Any]) -> dict[str, Any]:
         wait_s = call.runs_s + self._patience_s
-        headers = {} if call.body is None else {"Content-Type": call.media_type}
+        headers = call.headers | ({} if call.body is None else {"Content-Type": call.media_type})
         return {
             "method": call.method,
             "url": call.path,

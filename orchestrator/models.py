@@ -216,6 +216,17 @@ class ExecutionPage(msgspec.Struct, frozen=True, kw_only=True):
     next: str | None = None
 
 
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What the SDK makes of one event: `text` of `stdout` and `stderr`, else `item`, `artifact` or `execution`."""
+
+    id: int
+    kind: EventKind
+    text: str = ""
+    item: dict[str, Any] | None = None
+    artifact: Artifact | None = None
+    execution: Execution | None = None
+
+
 class EventText(msgspec.Struct, frozen=True, kw_only=True):
     """What a `stdout` or `stderr` event carries."""
 

@@ -20,12 +20,14 @@ from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 
 import httpx
 
-from orchestrator import calls, errors, models
+from orchestrator import calls, errors, following, models
 from orchestrator.calls import Call
 from orchestrator.exchange import Client
+from orchestrator.following import Place
 
 __all__ = ["OpenSession", "SandboxClient", "SyncOpenSession", "SyncSandboxClient"]
 
+NO_CONTENT = 204  # the last event is known already
 T = TypeVar("T")
 P = ParamSpec("P")
 
@@ -67,6 +69,16 @@ def _awaited_life(
     return method
 
 
+def _followed(
+    build: Callable[P, Call[models.Event]],
+) -> Callable[Concatenate["SandboxClient", P], AsyncIterator[models.Event]]:
+    def method(self: "SandboxClient", /, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[models.Event]:
+        return self._follow(build(*args, **kwargs))
+
+    _as_method(method, build)
+    return method
+
+
 class SandboxClient(Client):
     """A client for asyncio. It may be used without `async with`; `aclose` then lets go of its connections."""
 
@@ -79,6 +91,10 @@ class SandboxClient(Client):
     execute_code = _awaited(calls.execute_code)
     execute_command = _awaited(calls.execute_command)
     execute = _awaited(calls.execute)
+    start = _awaited(following.start)
+    stream = _followed(following.stream)
+    events = _followed(following.events)
+    send_stdin = _awaited(following.send_stdin)
     list_executions = _awaited(calls.list_executions)
     get_execution = _awaited(calls.get_execution)
     cancel = _awaited(calls.cancel)
@@ -122,6 +138,26 @@ class SandboxClient(Client):
                     raise
             await asyncio.sleep(pause_s)
 
+    async def _follow(self, call: Call[models.Event]) -> AsyncIterator[models.Event]:
+        place = Place(call, self._new_tries)
+        while not place.ended:
+            try:
+                with self._translated(place.call):
+                    async with self._http.stream(**self._arguments(place.call)) as response:
+                        if response.status_code not in call.statuses:
+                            await response.aread()
+                            raise self._refusal(call, response)
+                        if response.status_code == NO_CONTENT:
+                            return
+                        async for data in response.aiter_bytes():
+                            for event in place.feed(data):
+                                yield event
+                place.check()
+            except errors.SandboxError as error:
+                if (pause_s := place.pause_after(error)) is None:
+                    raise
+                await asyncio.sleep(pause_s)
+
 
 class OpenSession:
     """A session for the time of `async with client.session()`; `facts` is what the service said at its start."""
@@ -131,6 +167,12 @@ class OpenSession:
         self.id = facts.id
         self.run = partial(client.execute_code, facts.id)
         self.command = partial(client.execute_command, facts.id)
+        self.start = partial(client.start, facts.id)
+        self.stream = partial(client.stream, facts.id)
+        self.events = partial(client.events, facts.id)
+        self.send_stdin = partial(client.send_stdin, facts.id)
+        self.list_executions = partial(client.list_executions, facts.id)
+        self.get_execution = partial(client.get_execution, facts.id)
         self.extend = partial(client.extend_session, facts.id)
         self.cancel = partial(client.cancel, facts.id)
         self.list_files = partial(client.list_files, facts.id)
@@ -167,6 +209,16 @@ def _blocking_life(
     return method
 
 
+def _followed_blocking(
+    build: Callable[P, Call[models.Event]],
+) -> Callable[Concatenate["SyncSandboxClient", P], Iterator[models.Event]]:
+    def method(self: "SyncSandboxClient", /, *args: P.args, **kwargs: P.kwargs) -> Iterator[models.Event]:
+        return self._follow(build(*args, **kwargs))
+
+    _as_method(method, build)
+    return method
+
+
 class SyncSandboxClient(Client):
     """A client for code without asyncio; threads may share it. `close` lets go of its connections."""
 
@@ -179,6 +231,10 @@ class SyncSandboxClient(Client):
     execute_code = _blocking(calls.execute_code)
     execute_command = _blocking(calls.execute_command)
     execute = _blocking(calls.execute)
+    start = _blocking(following.start)
+    stream = _followed_blocking(following.stream)
+    events = _followed_blocking(following.events)
+    send_stdin = _blocking(following.send_stdin)
     list_executions = _blocking(calls.list_executions)
     get_execution = _blocking(calls.get_execution)
     cancel = _blocking(calls.cancel)
@@ -222,6 +278,27 @@ class SyncSandboxClient(Client):
                     raise
             time.sleep(pause_s)
 
+    def _follow(self, call: Call[models.Event]) -> Iterator[models.Event]:
+        place = Place(call, self._new_tries)
+        while not place.ended:
+            try:
+                with (
+                    self._translated(place.call),
+                    self._http.stream(**self._arguments(place.call)) as response,
+                ):
+                    if response.status_code not in call.statuses:
+                        response.read()
+                        raise self._refusal(call, response)
+                    if response.status_code == NO_CONTENT:
+                        return
+                    for data in response.iter_bytes():
+                        yield from place.feed(data)
+                place.check()
+            except errors.SandboxError as error:
+                if (pause_s := place.pause_after(error)) is None:
+                    raise
+                time.sleep(pause_s)
+
 
 class SyncOpenSession:
     """A session for the time of `with client.session()`; `facts` is what the service said at its start."""
@@ -231,6 +308,12 @@ class SyncOpenSession:
         self.id = facts.id
         self.run = partial(client.execute_code, facts.id)
         self.command = partial(client.execute_command, facts.id)
+        self.start = partial(client.start, facts.id)
+        self.stream = partial(client.stream, facts.id)
+        self.events = partial(client.events, facts.id)
+        self.send_stdin = partial(client.send_stdin, facts.id)
+        self.list_executions = partial(client.list_executions, facts.id)
+        self.get_execution = partial(client.get_execution, facts.id)
         self.extend = partial(client.extend_session, facts.id)
         self.cancel = partial(client.cancel, facts.id)
         self.list_files = partial(client.list_files, facts.id)

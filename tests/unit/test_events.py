@@ -279,7 +279,7 @@ def test_events_come_as_they_happen(client: httpx.Client, session: str) -> None:
 
 
 def test_a_value_is_in_the_last_event_alone(client: httpx.Client, session: str) -> None:
-    body = {"code": "def handler(event):\n  print('in')\n  return {'n': event}", "event": 5}
+    body = {"code": "def handler(event):\n  print('in', end='')\n  return {'n': event}", "event": 5}
     with posted(client, session, body) as following:
         events = following.rest()
     assert [kind for _, kind, _ in events] == ["started", "stdout", "done"]
@@ -308,7 +308,7 @@ def test_a_stream_is_resumed_without_loss_or_repetition_while_it_runs_and_after_
 
 
 def test_the_last_number_may_be_in_the_query_and_the_headers_counts_more(client: httpx.Client, session: str) -> None:
-    path = client.post(session, json={"code": "print(1)"}, headers=ASYNC).headers["Location"]
+    path = client.post(session, json={"command": "echo 1"}, headers=ASYNC).headers["Location"]
     until(lambda: not running(client, session))
     query = {"last_event_id": "1"}
     asked = client.get(f"{path}/events", params=query)
@@ -319,7 +319,7 @@ def test_the_last_number_may_be_in_the_query_and_the_headers_counts_more(client:
 
 @pytest.mark.parametrize("last", ["-1", "x", "1.5", ""])
 def test_a_number_that_is_none_is_refused(client: httpx.Client, session: str, last: str) -> None:
-    path = client.post(session, json={"code": "print(1)"}, headers=ASYNC).headers["Location"]
+    path = client.post(session, json={"command": "echo 1"}, headers=ASYNC).headers["Location"]
     answer = client.get(f"{path}/events", headers={"Last-Event-ID": last})
     assert (answer.status_code, answer.json()["code"]) == (400, "invalid_request")
 

@@ -22,7 +22,7 @@ AGENT = ROOT / "images" / "agent"
 
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
-    0: "orchestrator models errors settings calls exchange",
+    0: "orchestrator models errors settings calls exchange following",
     1: "frames languages log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files terminal recipes",
     3: "pool bundle executions session admission stdin events sessions functions unpack warm invocations",
