@@ -13,6 +13,7 @@ from orchestrator import __version__
 from orchestrator.api import aws, native, operations, problems, seed, sockets
 from orchestrator.api.bodies import StrictRequest
 from orchestrator.api.guard import Gate, add_headers
+from orchestrator.api.mcp import McpDoor
 from orchestrator.service import Orchestrator
 from orchestrator.settings import Settings, is_loopback
 
@@ -24,13 +25,15 @@ def create_app(settings: Settings) -> Litestar:
     service = Orchestrator(settings)
     gate = Gate(settings.api_keys, local_only=is_loopback(settings.host))
 
+    mcp = McpDoor(service)
+
     @asynccontextmanager
     async def lifespan(_: Litestar) -> AsyncIterator[None]:
-        async with service.run():
+        async with service.run(), mcp.run():
             yield
 
     app = Litestar(
-        route_handlers=[*operations.handlers, native.router, seed.router, aws.door(settings)],
+        route_handlers=[*operations.handlers, native.router, seed.router, aws.door(settings), mcp.handler],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         exception_handlers={Exception: problems.handle},
         after_exception=[sockets.note_refusal],

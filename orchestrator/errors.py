@@ -69,6 +69,10 @@ class Unauthorized(SandboxError):
     code, status, title = "unauthorized", 401, "Unauthorized"
 
 
+class ForeignOrigin(SandboxError):
+    code, status, title = "foreign_origin", 403, "Foreign origin"
+
+
 class NotFound(SandboxError):
     code, status, title = "not_found", 404, "Not found"
 

@@ -12,8 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import msgspec
 import pytest
+from mcp.client import Client
+from mcp.client.streamable_http import streamable_http_client
 
 from orchestrator import errors, models, settings
 from tests.live import Live, environment
@@ -83,7 +86,7 @@ def here(live: Live, example: str) -> str:
 
 def test_the_readmes_curl_examples_print_what_it_says(local_service: Live, tmp_path: Path) -> None:
     execute, end = (example for example in fences(README, "bash") if example.startswith("curl"))
-    (printed,) = fences(README, "json")
+    printed, _ = fences(README, "json")
 
     answer = json.loads(run(local_service, ["bash", "-c", here(local_service, execute)], tmp_path))
     ended = json.loads(run(local_service, ["bash", "-c", here(local_service, end)], tmp_path))
@@ -110,6 +113,18 @@ def test_the_readmes_sdk_examples_are_whole_scripts_that_print_what_they_say(
 def test_the_readmes_command_line_prints_the_value(local_service: Live, tmp_path: Path) -> None:
     (example,) = (text for text in fences(README, "bash") if "orchestrator run" in text)
     assert run(local_service, ["bash", "-c", here(local_service, example)], tmp_path) == '{"greeting":"Hello, you"}\n'
+
+
+async def test_the_readmes_mcp_configuration_leads_to_the_tools(local_service: Live) -> None:
+    _, shown = fences(README, "json")
+    (server,) = json.loads(here(local_service, shown))["mcpServers"].values()
+    async with (
+        httpx2.AsyncClient(headers=server["headers"], trust_env=False) as http,
+        Client(streamable_http_client(server["url"], http_client=http)) as client,
+    ):
+        tools = {tool.name for tool in (await client.list_tools()).tools}
+    documented = section(API, "## Model Context Protocol")
+    assert {f"`{name}`" for name in tools} == set(first_cells(documented)[1:])
 
 
 def test_the_readmes_five_settings_have_their_names_and_defaults() -> None:

@@ -30,7 +30,7 @@ FLOORS = {
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
     "api.paths api.files api.terminal api.sockets api.events api.seed_files api.executions api.native api.operations api.seed "
-    "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 "
+    "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 api.mcp api.tools "
     "app sdk",
     7: "doctor server cli __main__",
 }
