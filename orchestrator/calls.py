@@ -47,11 +47,14 @@ def create_session(
     idle_timeout_s: float | None = None,
     env: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    packages: Sequence[str] | None = None,
 ) -> Call[models.Session]:
-    """Start a session; without an id the service gives it one."""
+    """Start a session; without an id the service gives it one. With `packages`, pip installs these first."""
     life = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s}
-    fields = {"id": session_id, "template": template, "env": env, "metadata": metadata} | life
-    return Call(method="POST", path="/v1/sessions", answer=models.Session, body=body_of(models.SessionRequest, fields))
+    fields = {"id": session_id, "template": template, "env": env, "metadata": metadata, "packages": packages} | life
+    body = body_of(models.SessionRequest, fields)
+    runs_s = EXECUTION_TIMEOUT_S if packages else 0.0
+    return Call(method="POST", path="/v1/sessions", answer=models.Session, body=body, runs_s=runs_s)
 
 
 def get_session(session_id: str) -> Call[models.Session]:
@@ -135,6 +138,21 @@ def execute_command(
         "files": files_of(files),
     }
     return execution_of(path_of(session_id, "executions"), models.ExecutionRequest, fields, key=idempotency_key)
+
+
+def install_packages(
+    session_id: str,
+    packages: Sequence[str],
+    *,
+    timeout_s: float | None = None,
+    idempotency_key: str | None = None,
+) -> Call[models.Execution]:
+    """Install Python packages for all further executions of a session; the execution of pip tells how it went.
+
+    A package is a name with versions, such as "requests==2.*". `idempotency_key` is that of `execute_code`.
+    """
+    fields = {"packages": packages, "timeout_s": timeout_s}
+    return execution_of(path_of(session_id, "packages"), models.PackagesRequest, fields, key=idempotency_key)
 
 
 def execute(
@@ -263,7 +281,7 @@ def ready() -> Call[models.Readiness]:
 
 def execution_of(
     path: str,
-    kind: type[models.ExecutionRequest],
+    kind: type[models.ExecutionRequest] | type[models.PackagesRequest],
     fields: dict[str, Any],
     *,
     event: Any = UNSET,

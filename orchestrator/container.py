@@ -16,7 +16,7 @@ from orchestrator.languages import Languages
 from orchestrator.models import Stream
 from orchestrator.streams import Streams
 
-AGENT_VERSION = 6
+AGENT_VERSION = 7
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
@@ -68,6 +68,7 @@ class Container:
         self.layers: dict[str, bool] = {}
         self.canary: dict[str, Any] = {}
         self.languages: Languages = {}
+        self.has_wheels = False
         self.lost_reason: str | None = None
         self.ready_at = 0.0
         self.missed_beats = 0
@@ -270,6 +271,7 @@ class Container:
     def _judge(self, engine: Engine, hello: frames.Hello) -> None:
         self.canary = hello.canary
         self.languages = hello.languages
+        self.has_wheels = hello.wheels
         self.layers = isolation.judge(hello.canary, engine=engine.name, uid=self.spec.uid)
         missing = {layer for layer in engine.required_layers if not self.layers.get(layer)}
         if missing:

@@ -133,6 +133,12 @@ class KeyReused(SandboxError):
     code, status, title = "idempotency_key_reused", 422, "Idempotency key reused"
 
 
+class PackagesNotInstalled(SandboxError):
+    """A session was asked for with packages that pip does not install."""
+
+    code, status, title = "packages_not_installed", 422, "Packages not installed"
+
+
 class FunctionChanged(SandboxError):
     """The function is not at the revision that the client thinks of."""
 

@@ -54,6 +54,7 @@ class Hello(AgentFrame, frozen=True):
     canary: dict[str, Any]
     executions: list[Known]
     languages: dict[Language, Support] = {}
+    wheels: bool = False
 
 
 class Bound(AgentFrame, frozen=True):

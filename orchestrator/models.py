@@ -31,6 +31,12 @@ LANGUAGES: tuple[Language, ...] = ("python", "javascript", "shell")
 END_REASONS: tuple[EndReason, ...] = ("closed", "expired", "idle", "lost", "drained")
 
 
+Requirements = Annotated[
+    list[Annotated[str, Meta(max_length=200, description="a package's name with versions, such as `requests==2.*`")]],
+    Meta(max_length=64),
+]
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What a client sends: an unknown field is refused."""
 
@@ -45,6 +51,7 @@ class SessionRequest(Request, frozen=True):
     env: Env = {}
     metadata: Metadata = {}
     network: Literal["none"] = "none"
+    packages: Requirements = []
 
 
 class SessionPatch(Request, frozen=True):
@@ -91,6 +98,13 @@ class StdinRequest(Request, frozen=True):
 
     text: str = ""
     close: bool = False
+
+
+class PackagesRequest(Request, frozen=True):
+    """Install packages for all further executions of a session."""
+
+    packages: Annotated[Requirements, Meta(min_length=1)]
+    timeout_s: Seconds | None = None
 
 
 class OneShotRequest(ExecutionRequest, frozen=True):

@@ -21,6 +21,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 
     template: Template
     preboot: dict[Language, int]
+    wheels: str | None = None
     runtime: str | None
 
 
@@ -39,7 +40,7 @@ def recipes(settings: Settings) -> dict[str, Recipe]:
             languages=None,
         )
         preboot = by_language(PREBOOT) | by_language(settings.preboot) | by_language(recipe.preboot or {})
-        made[name] = Recipe(template=template, preboot=preboot, runtime=recipe.runtime)
+        made[name] = Recipe(template=template, preboot=preboot, wheels=recipe.wheels, runtime=recipe.runtime)
     return made
 
 
@@ -78,4 +79,5 @@ def limits_of(settings: Settings, recipe: Recipe) -> dict[str, Any]:
         "keep_bytes": settings.max_output,
         "drain_bytes": settings.drain_output,
         "preboot": recipe.preboot,
+        "wheels": recipe.wheels,
     }

@@ -90,6 +90,7 @@ class SandboxClient(Client):
     session = _awaited_life(calls.create_session)
     execute_code = _awaited(calls.execute_code)
     execute_command = _awaited(calls.execute_command)
+    install_packages = _awaited(calls.install_packages)
     execute = _awaited(calls.execute)
     start = _awaited(following.start)
     stream = _followed(following.stream)
@@ -167,6 +168,7 @@ class OpenSession:
         self.id = facts.id
         self.run = partial(client.execute_code, facts.id)
         self.command = partial(client.execute_command, facts.id)
+        self.install = partial(client.install_packages, facts.id)
         self.start = partial(client.start, facts.id)
         self.stream = partial(client.stream, facts.id)
         self.events = partial(client.events, facts.id)
@@ -230,6 +232,7 @@ class SyncSandboxClient(Client):
     session = _blocking_life(calls.create_session)
     execute_code = _blocking(calls.execute_code)
     execute_command = _blocking(calls.execute_command)
+    install_packages = _blocking(calls.install_packages)
     execute = _blocking(calls.execute)
     start = _blocking(following.start)
     stream = _followed_blocking(following.stream)
@@ -308,6 +311,7 @@ class SyncOpenSession:
         self.id = facts.id
         self.run = partial(client.execute_code, facts.id)
         self.command = partial(client.execute_command, facts.id)
+        self.install = partial(client.install_packages, facts.id)
         self.start = partial(client.start, facts.id)
         self.stream = partial(client.stream, facts.id)
         self.events = partial(client.events, facts.id)

@@ -29,6 +29,7 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     memory_kb: Annotated[int, Meta(ge=32768)] | None = None
     workspace_kb: Annotated[int, Meta(ge=1024)] | None = None
     preboot: Preboot | None = None
+    wheels: Annotated[str, Meta(pattern=r"^/[^\x00]*\Z")] | None = None
     runtime: str | None = None
 
 

@@ -27,7 +27,8 @@ from stock import BOOT_RETRY_S, Stock
 from streams import Streams
 from terminal import Terminals
 
-VERSION = 6
+VERSION = 7
+BAKED_WHEELS = "/opt/sandbox/wheels"  # of an image that brings packages for pip
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
 REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
@@ -242,13 +243,18 @@ class Agent:
         self._limits = Limits(**limits)
         self._bwrap = shutil.which("bwrap") or "/usr/bin/bwrap"
         self._filter = b"" if sys.platform == "darwin" else seccomp.program(os.uname().machine)
-        make_etc(self._scratch / "etc")
+        self._wheels = Path(self._limits.wheels or BAKED_WHEELS)
+        if self._limits.wheels is not None and not self._wheels.is_dir():
+            self._fail(f"the image has no directory {self._wheels}, which the template names for `wheels`")
+        has_wheels = self._wheels.is_dir()
+        make_etc(self._scratch / "etc", wheels=has_wheels)
         own = Path(__file__).parent
         py_compile.compile(str(own / "bootstrap.py"), cfile=str(self._scratch / "bootstrap.pyc"), doraise=True)
         shutil.copyfile(own / "harness.js", self._scratch / "harness.js")
         alone = [name for _, name in socket.if_nameindex()] == ["lo"]
         self._rlimits = self._limits.rlimits()
-        self._layout = Layout(self._scratch, self._workspace, share_network=alone)
+        wheels = self._wheels if has_wheels else None
+        self._layout = Layout(self._scratch, self._workspace, share_network=alone, wheels=wheels)
         self._languages = find_languages()
         wanted = {name: count for name, count in self._limits.preboot.items() if name in self._languages}
         self._stock = Stock(self._loop, wanted, self._boot, self._leave)
@@ -288,6 +294,7 @@ class Agent:
                 "kept_age_s": time.monotonic() - self._kept_at,
                 "canary": self._canary,
                 "languages": {name: {"handlers": bool(row.harness)} for name, row in self._languages.items()},
+                "wheels": self._wheels.is_dir(),
                 "executions": executions,
             }
         )

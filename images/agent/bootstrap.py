@@ -52,8 +52,11 @@ def boot():
     posix.closerange(JOB_FD + 1, 64)
     import_site_builtins()
     warm_up()
-    sys.path[:0] = [posix.getcwd()]  # the workspace; nothing is imported from there before the job comes
-    sys.path.append("/usr/lib/python3/dist-packages")
+    workspace = posix.getcwd()  # nothing is imported from there before the job comes
+    major, minor = sys.version_info[:2]
+    installed = f"{workspace}/.local/lib/python{major}.{minor}/site-packages"  # where pip puts a user's packages
+    sys.path[:0] = [workspace]
+    sys.path += [installed, "/usr/lib/python3/dist-packages"]
     posix.write(VALUE_FD, READY)
     chunks = []
     while chunk := posix.read(JOB_FD, 65536):

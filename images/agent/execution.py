@@ -33,7 +33,7 @@ RLIMIT_SIGPENDING = 11  # asm-generic/resource.h; Python has no name for it
 class Limits:
     """What every execution of this container may use; sizes in bytes, of one stream where they name output.
 
-    `preboot` says how many sandboxes of which language wait.
+    `preboot` says how many sandboxes of which language wait, `wheels` where in the image packages for pip are.
     """
 
     memory_bytes: int
@@ -43,6 +43,7 @@ class Limits:
     keep_bytes: int
     drain_bytes: int
     preboot: dict[str, int]
+    wheels: str | None = None
 
     def rlimits(self) -> dict[int, int]:
         """Return the resource limits of a sandbox's program."""

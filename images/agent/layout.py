@@ -28,6 +28,9 @@ ETC_FILES = {
     "hosts": "127.0.0.1 localhost sandbox\n::1 localhost\n",
     "nsswitch.conf": "passwd: files\ngroup: files\nhosts: files dns\nservices: files\n",
 }
+# Packages go where any Python of the session looks: below its home, which is the workspace.
+PIP_CONF = "[global]\ndisable-pip-version-check = true\n[install]\nuser = true\nbreak-system-packages = true\n"
+WHEELS = "/run/wheels"  # where a sandbox has the wheels of its image
 HOSTNAME = "sandbox"
 ARGS_FD, SECCOMP_FD, STATUS_FD = 5, 6, 7
 
@@ -35,11 +38,13 @@ ARGS_FD, SECCOMP_FD, STATUS_FD = 5, 6, 7
 class Layout:
     """The fixed part of every sandbox of this agent, and the numbered scratch directories."""
 
-    def __init__(self, scratch: Path, workspace: Path, *, share_network: bool) -> None:
+    def __init__(self, scratch: Path, workspace: Path, *, share_network: bool, wheels: Path | None = None) -> None:
         self.scratch = scratch
         self.workspace = workspace
         self._numbers = 0
         self._head = self._namespaces(share_network=share_network) + self._system()
+        if wheels is not None:
+            self._head += ["--ro-bind", str(wheels), WHEELS]
 
     def arguments(self, number: int, harness: str, devices: tuple[str, ...] = ()) -> bytes:
         """Return bwrap's arguments for one scratch number and one harness, in the form of `--args FD`.
@@ -85,7 +90,7 @@ class Layout:
     def _namespaces(*, share_network: bool) -> list[str]:
         words = "--unshare-user --unshare-ipc --unshare-pid --unshare-uts --unshare-cgroup-try --disable-userns"
         words += " --die-with-parent --new-session --clearenv --cap-drop ALL --uid 1000 --gid 1000"
-        words += f" --setenv PATH {PATH} --setenv HOME /workspace --setenv LANG C.UTF-8"
+        words += f" --setenv PATH {PATH}:/workspace/.local/bin --setenv HOME /workspace --setenv LANG C.UTF-8"
         if not share_network:
             words += " --unshare-net"
         if os.uname().nodename != HOSTNAME:  # a container has it already, and may not set it
@@ -118,7 +123,7 @@ class Layout:
         return words
 
 
-def make_etc(target: Path) -> None:
+def make_etc(target: Path, *, wheels: bool = False) -> None:
     """Make the /etc of every sandbox: few files, none that names the host."""
     target.with_name("empty").mkdir()
     for name in ETC:
@@ -130,3 +135,4 @@ def make_etc(target: Path) -> None:
             shutil.copyfile(source, target / name)
     for name, text in ETC_FILES.items():
         (target / name).write_text(text)
+    (target / "pip.conf").write_text(PIP_CONF + (f"find-links = {WHEELS}\n" if wheels else ""))

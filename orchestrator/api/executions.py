@@ -60,6 +60,19 @@ async def execute(
     text/event-stream` it is the events as they happen.
     """
     await service.sessions.bring(sid, data.files)
+    return await answer(service, request, sid, data, key=key, prefer=prefer)
+
+
+async def answer(
+    service: Orchestrator,
+    request: Request[Any, Any, Any],
+    sid: str,
+    data: ExecutionRequest,
+    *,
+    key: str | None,
+    prefer: str | None,
+) -> Response[Execution]:
+    """Begin an execution, and answer as the request asks."""
     stays = prefer is not None and prefers_async(prefer)
     applied = {"Preference-Applied": RESPOND_ASYNC} if stays else {}
     if events.wants_events(request):

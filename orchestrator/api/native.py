@@ -7,7 +7,9 @@ from litestar import Request, Response, Router, delete, get, patch, post
 from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
+from orchestrator import packages
 from orchestrator.api import executions, files, terminal
+from orchestrator.api import packages as package_routes
 from orchestrator.api.paths import Sid
 from orchestrator.api.waiting import while_connected
 from orchestrator.models import (
@@ -28,9 +30,12 @@ PageSize = Annotated[int, Parameter(ge=1, le=1000, description="sessions of one 
 
 
 @post("/sessions", summary="Start a session")
-async def create_session(service: Orchestrator, data: SessionRequest | None = None) -> Response[Session]:
-    """Take a container from the warm pool for a new session."""
-    session = await service.sessions.create(data or SessionRequest())
+async def create_session(
+    service: Orchestrator, request: Request[Any, Any, Any], data: SessionRequest | None = None
+) -> Response[Session]:
+    """Take a container from the warm pool for a new session, and install its packages."""
+    created = packages.create_session(service.sessions, data or SessionRequest())
+    session = await (while_connected(request, created) if data is not None and data.packages else created)
     return Response(session.facts(), headers={"Location": f"/v1/sessions/{session.id}"})
 
 
@@ -121,6 +126,7 @@ router = Router(
         read_isolation,
         *files.handlers,
         terminal.attend,
+        *package_routes.handlers,
     ],
     tags=["native"],
 )

@@ -565,7 +565,7 @@ async def test_an_exception_of_async_code_has_no_frame_of_ours(container: Contai
 async def test_env_reaches_the_code_and_the_executions_wins(container: Container) -> None:
     code = handler("import os", "return [os.environ.get(n) for n in ('A', 'B', 'HOME', 'PATH')]")
     found = await value_of(container, code, session_env={"A": "session", "B": "b"}, env={"A": "own ü"})
-    assert found == ["own ü", "b", "/workspace", "/usr/local/bin:/usr/bin:/bin"]
+    assert found == ["own ü", "b", "/workspace", "/usr/local/bin:/usr/bin:/bin:/workspace/.local/bin"]
 
 
 async def test_nothing_of_the_hosts_environment_is_in_the_sandbox(container: Container) -> None:

@@ -476,6 +476,23 @@ ROUTES = {
     f"{SEED}/v2/execute_code": {"post"},
     f"{SEED}/workspaces": {"get"},
     f"{SEED}/cleanup-all": {"post"},
+    "/v1/sessions/{sid}/files": {"get"},
+    "/v1/sessions/{sid}/files/{path}": {"get", "head", "post", "put", "patch", "delete"},
+    "/v1/sessions/{sid}/archive": {"get", "post"},
+    "/v1/sessions/{sid}/packages": {"post"},
+    f"{SEED}/upload/{{sid}}": {"post"},
+    f"{SEED}/download/{{sid}}/{{path}}": {"get"},
+    f"{SEED}/create/{{sid}}": {"post"},
+    f"{SEED}/files/{{sid}}": {"get"},
+    f"{SEED}/files/{{sid}}/{{path}}": {"get"},
+    f"{SEED}/readfile/{{sid}}/{{path}}": {"get"},
+    "/2015-03-31/functions": {"get", "post"},
+    "/2015-03-31/functions/{name}": {"get", "delete"},
+    "/2015-03-31/functions/{name}/configuration": {"get", "put"},
+    "/2015-03-31/functions/{name}/code": {"put"},
+    "/2015-03-31/functions/{name}/invocations": {"post"},
+    "/2017-10-31/functions/{name}/concurrency": {"put", "delete"},
+    "/2019-09-30/functions/{name}/concurrency": {"get"},
 }
 
 

@@ -25,11 +25,11 @@ FLOORS = {
     0: "orchestrator models errors settings calls exchange following",
     1: "frames languages log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files terminal recipes",
-    3: "pool bundle executions session admission stdin events sessions functions unpack warm invocations",
+    3: "pool bundle executions session admission stdin events sessions packages functions unpack warm invocations",
     4: "backoff observer plan removals starts reconciler adoption",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
-    "api.paths api.files api.terminal api.sockets api.events api.seed_files api.executions api.native api.operations api.seed "
+    "api.paths api.files api.terminal api.sockets api.events api.seed_files api.executions api.packages api.native api.operations api.seed "
     "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 api.mcp api.tools "
     "app sdk",
     7: "doctor server cli __main__",
