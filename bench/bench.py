@@ -27,7 +27,7 @@ INSTANCE = "bench"
 ROUNDS = 3
 CLIENTS = 16
 HERE = Path(__file__).parent
-IMAGE = "sandbox-python:latest"
+IMAGE = os.environ.get("SANDBOX_IMAGE", "sandbox-python:latest")
 Figures = dict[str, float]
 
 

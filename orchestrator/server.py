@@ -1,6 +1,7 @@
 """The HTTP server: uvicorn with our settings, from a bound socket to the drain."""
 
 import asyncio
+import gc
 import math
 import signal
 import socket
@@ -73,6 +74,7 @@ async def serve(chosen: Settings) -> None:
         signal.signal(number, server.handle_exit)
     with bind(chosen.host, chosen.port) as listener:
         async with app.lifespan():
+            gc.freeze()  # what is there now stays: no collection need look at it while a client waits
             await server.serve(sockets=[listener])
 
 

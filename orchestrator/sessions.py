@@ -194,15 +194,29 @@ class Sessions:
     async def execute(self, sid: str, request: ExecutionRequest, *, key: str | None = None) -> models.Execution:
         """Run an execution to its end. Who stops waiting cancels it, unless it has a key to ask again with."""
         record = self.start(sid, request, key=key)
-        session = self.held[sid]
-        if (task := session.running.get(record.id)) is None:  # it ended before, and is asked for again
-            return record.facts
+        await self.ended(record)
+        return record.facts
+
+    async def ended(self, record: Record, timeout_s: float | None = None) -> bool:
+        """Wait for an execution to end; return whether it has. Who stops waiting cancels it, unless it goes on without.
+
+        Unavailable when it is left to the next orchestrator.
+        """
+        session = self.held.get(record.facts.session_id)
+        task = None if session is None else session.running.get(record.id)
+        if task is None:
+            return True
         try:
-            await self._wait(task)
+            await asyncio.wait({task}, timeout=timeout_s)
         except asyncio.CancelledError:
             self.leave(record)
             raise
-        return record.facts
+        if not task.done():
+            return False
+        if task.cancelled():
+            raise Unavailable("The service is ending, its sessions go on: ask again", retry_after_s=5)
+        task.result()
+        return True
 
     def leave(self, record: Record) -> None:
         """Cancel an execution whose client went away, unless it goes on without."""
@@ -328,15 +342,6 @@ class Sessions:
         finally:
             if has_turn:
                 session.turns.give_back()
-
-    async def _wait(self, task: asyncio.Task[None]) -> None:
-        """Wait for an execution to end. Unavailable when it is left to the next orchestrator."""
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            if task.cancelled():
-                raise Unavailable("The service is ending, its sessions go on: ask again", retry_after_s=5) from None
-            raise
 
     async def _execute(
         self, record: Record, container: Container, request: ExecutionRequest, env: dict[str, str]

@@ -11,7 +11,7 @@ from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED, HTTP_204_NO_CO
 from orchestrator import stdin
 from orchestrator.api import events
 from orchestrator.api.paths import Eid, Sid
-from orchestrator.api.waiting import while_connected
+from orchestrator.api.waiting import until_ended
 from orchestrator.errors import ExecutionNotFound
 from orchestrator.executions import Record
 from orchestrator.models import Execution, ExecutionPage, ExecutionRequest, StdinRequest
@@ -84,11 +84,12 @@ async def answer(
             raise
         headers = {"Location": location(record)} | applied
         return events.stream(service, record, on_gone=lambda: service.sessions.leave(record), headers=headers)
+    record = service.sessions.start(sid, data, key=key, stays=stays)
     if stays or data.background:
-        record = service.sessions.start(sid, data, key=key, stays=stays)
         headers = {"Location": location(record)} | applied
         return Response(record.view(), status_code=HTTP_202_ACCEPTED, headers=headers)
-    return Response(await while_connected(request, service.sessions.execute(sid, data, key=key)))
+    await until_ended(request, service.sessions, record)
+    return Response(record.facts)
 
 
 @get("/sessions/{sid:str}/executions", summary="List executions")
