@@ -153,6 +153,21 @@ async def measure_warm(client: Client) -> Figures:
     return figures
 
 
+async def measure_stream(client: Client) -> Figures:
+    """Output on its way: from the code's write to the client, one execution after the other."""
+    _, session = await client.request("POST", "/v1/sessions", {})
+    code = "import os, time\ntime.sleep(0.02)\nos.write(1, b'%.9f' % time.clock_gettime(time.CLOCK_MONOTONIC))"
+    times = []
+    for _ in range(200):
+        await asyncio.sleep(0.02)
+        times.append(await client.watch(session["id"], {"code": code}))
+    await client.request("DELETE", f"/v1/sessions/{session['id']}")
+    return {
+        "output at the client p50 ms": quantile(times, 0.5) * 1e3,
+        "output at the client p99 ms": quantile(times, 0.99) * 1e3,
+    }
+
+
 async def measure_sessions(client: Client) -> Figures:
     """Create a session from a ready pool and get its first result."""
     times = []
@@ -245,6 +260,7 @@ def reaches(figures: Figures) -> list[tuple[str, float, str]]:
         ("16 clients rate / C wide rate", figures["16 clients rate /s"] / figures["C wide rate /s"], ">= 1.0"),
         ("16 clients p99 ms", figures["16 clients p99 ms"], "<= 150"),
         ("orchestrator CPU per execution ms", figures["orchestrator CPU per execution ms"], "<= 1"),
+        ("output at the client p99 ms", figures["output at the client p99 ms"], "<= 10"),
         ("ready container PSS MiB", figures["ready container PSS MiB"], "<= 30"),
         ("lateness of a 1 s timeout, worst ms", figures["lateness of a 1 s timeout, worst ms"], "<= 20"),
     ]
@@ -260,6 +276,7 @@ async def run(seconds: float, rounds: int) -> Figures:
                 print(f"bench: round {number + 1} of {rounds}", file=sys.stderr)
                 figures = await measure_floors(api, client)
                 figures |= await measure_warm(client)
+                figures |= await measure_stream(client)
                 figures |= await measure_sessions(client)
                 figures |= await measure_load(pid, seconds)
                 figures |= await measure_memory(api, client, pid)

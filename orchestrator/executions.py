@@ -34,7 +34,8 @@ _described = msgspec.json.Decoder(Described).decode
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent keeps of an execution, for the orchestrator that adopts it.
 
-    `stays` is one that goes on when nobody waits for it, and may be asked for later.
+    `stays` is one that goes on when nobody waits for it, `followed` one whose events are read as they happen: both may be
+    asked for later.
     """
 
     language: Language
@@ -42,6 +43,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     key: str | None = None
     digest: str | None = None
     stays: bool = False
+    followed: bool = False
     background: bool = False
     stdin_open: bool = False
 
@@ -73,9 +75,14 @@ class Record:
         return self.note.key
 
     @property
+    def goes_on(self) -> bool:
+        """Whether it goes on when its client goes away."""
+        return self.note.stays or self.note.key is not None
+
+    @property
     def is_held(self) -> bool:
         """Whether the agent is to hold its result, for whoever asks after a crash."""
-        return self.note.stays or self.note.key is not None
+        return self.goes_on or self.note.followed
 
     def view(self) -> Execution:
         """Return what is known now: of one that runs, with the output that has come."""
@@ -164,10 +171,13 @@ class Record:
         return "error" if report.error is not None else outcome
 
 
-def note_of(request: ExecutionRequest, *, timeout_s: float | None, key: str | None, stays: bool = False) -> Note:
+def note_of(
+    request: ExecutionRequest, *, timeout_s: float | None, key: str | None, stays: bool = False, followed: bool = False
+) -> Note:
     """Return what is to be known of a request when this process is gone."""
     return Note(
         stays=stays or request.background,
+        followed=followed,
         background=request.background,
         stdin_open=request.stdin_open,
         language=request.language if request.command is None else "shell",

@@ -168,13 +168,22 @@ class Sessions:
             with session.in_use() as workspace:
                 await bundle.bring(workspace, files, limit=self._pools[session.container.template].workspace_bytes)
 
-    def start(self, sid: str, request: ExecutionRequest, *, key: str | None = None, stays: bool = False) -> Record:
-        """Begin an execution; one that `stays` goes on when nobody waits for it.
+    def start(
+        self,
+        sid: str,
+        request: ExecutionRequest,
+        *,
+        key: str | None = None,
+        stays: bool = False,
+        followed: bool = False,
+    ) -> Record:
+        """Begin an execution; one that `stays` goes on when nobody waits for it, of one `followed` the events are read.
 
         With a `key` that the session knows, nothing begins: the execution that had it first is the answer.
         """
         session = self.get(sid)
-        note = note_of(request, timeout_s=self.admission.timeout_s(request), key=key, stays=stays)
+        timeout_s = self.admission.timeout_s(request)
+        note = note_of(request, timeout_s=timeout_s, key=key, stays=stays, followed=followed)
         check(request, session.container.languages, template=session.container.template)
         if key is not None and (eid := session.keys.get(key)) is not None:
             record = session.records[eid]
@@ -221,7 +230,7 @@ class Sessions:
     def leave(self, record: Record) -> None:
         """Cancel an execution whose client went away, unless it goes on without."""
         session = self.held.get(record.facts.session_id)
-        if session is not None and record.id in session.running and not (record.is_held or self.keeping):
+        if session is not None and record.id in session.running and not (record.goes_on or self.keeping):
             self._cancel(session, record)
 
     async def execute_once(self, request: OneShotRequest) -> models.Execution:

@@ -78,7 +78,7 @@ async def answer(
     if events.wants_events(request):
         service.streams.open(sid)
         try:
-            record = service.sessions.start(sid, data, key=key, stays=stays)
+            record = service.sessions.start(sid, data, key=key, stays=stays, followed=True)
         except BaseException:
             service.streams.close(sid)
             raise

@@ -163,10 +163,13 @@ def test_an_asynchronous_execution_that_ended_before_a_crash_is_told_after_it(cr
     with serve(folder, instance=instance, engine="docker", **settings) as first:
         session = first.client.post("/v1/sessions", json={}).headers["Location"]
         executions = f"{session}/executions"
-        path = first.client.post(executions, json={"code": "print('out')"}, headers=ASYNC).headers["Location"]
+        body = {"command": "echo out"}
+        path = first.client.post(executions, json=body, headers=ASYNC).headers["Location"]
         until(lambda: first.client.get(path).json()["outcome"])
         with following(first.client, path) as chunks:
             before = parsed(b"".join(chunks))
+        streamed = first.client.post(executions, json=body, headers={"Accept": "text/event-stream"})
+        assert [event[1] for event in parsed(streamed.content)] == ["started", "stdout", "done"]
         assert first.client.post(executions, json={"code": "1"}).json()["outcome"] == "ok"  # acknowledges what may be
         first.process.kill()
         first.process.wait(20)
@@ -176,6 +179,8 @@ def test_an_asynchronous_execution_that_ended_before_a_crash_is_told_after_it(cr
             after = parsed(b"".join(chunks))
         assert [event[:2] for event in after] == [event[:2] for event in before[1:]]
         assert text_of(after) == "out\n"
+        with following(second.client, streamed.headers["Location"], 1) as chunks:
+            assert parsed(b"".join(chunks))[0][2]["stdout"] == "out\n"
         assert second.terminate() == 0
 
 

@@ -294,6 +294,21 @@ LYING: list[tuple[str, list[dict[str, Any]], str]] = [
 ]
 
 
+async def test_a_cancel_waits_until_the_agent_has_all_of_the_job(scene: Scene) -> None:
+    """Said earlier, it would find no execution, and the job would run."""
+    work = scene.container.execute(
+        "e1", {"code": "x" * 200_000}, note={}, deadline_s=30, sink=lambda *_: None, hold=False
+    )
+    execution = asyncio.create_task(work)
+    async with asyncio.timeout(5):
+        while "part" not in scene.agent.heard:
+            await asyncio.sleep(0)
+    scene.container.cancel("e1")
+    assert (await execution).outcome == "cancelled"
+    assert scene.agent.heard[-3:] == ["part", "execute", "cancel"]
+    assert scene.agent.heard.count("cancel") == 1
+
+
 @pytest.mark.parametrize(("said", "reason"), [pytest.param(said, why, id=name) for name, said, why in LYING])
 async def test_an_agent_that_breaks_the_order_loses_its_container(
     scene: Scene, said: list[dict[str, Any]], reason: str
