@@ -43,7 +43,7 @@ def service(*prefix: str) -> Iterator[int]:
         "SANDBOX_STATE_DIR": tempfile.mkdtemp(),
     }
     environ = os.environ | {name: str(value) for name, value in settings.items()}
-    command = [sys.executable, *prefix, "-m", "orchestrator", "serve"]
+    command = [sys.executable, *prefix, "-m", "orchestrator", "serve", "--on-exit", "remove"]
     with (HERE / "results" / "service.log").open("w") as log:
         process = subprocess.Popen(command, env=environ, stderr=log, stdout=log)
     try:

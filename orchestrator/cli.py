@@ -61,12 +61,12 @@ def run_to_end(work: Coroutine[Any, Any, T]) -> T:
 @click.option("--host", help="Address to listen on, in place of SANDBOX_HOST.")
 @click.option("--port", type=int, help="Port to listen on, in place of SANDBOX_PORT.")
 @click.option("--engine", type=click.Choice(["docker", "local"]), help="In place of SANDBOX_ENGINE.")
-@click.option("--on-exit", type=click.Choice(["remove", "keep"]), help="In place of SANDBOX_ON_EXIT.")
+@click.option("--on-exit", type=click.Choice(["keep", "remove"]), help="In place of SANDBOX_ON_EXIT.")
 def serve(host: str | None, port: int | None, engine: str | None, on_exit: str | None) -> None:
     """Serve the HTTP API until SIGTERM or Ctrl-C.
 
-    At the end, nothing new is admitted, what runs may finish (SANDBOX_DRAIN_SECONDS), and all containers are removed;
-    with --on-exit keep, sessions stay for the next start to adopt.
+    At the end, nothing new is admitted, what runs may finish (SANDBOX_DRAIN_SECONDS), ready containers are removed, and
+    sessions stay for the next start to adopt, which must come within ten minutes; with --on-exit remove nothing stays.
     Settings are environment variables; `orchestrator settings` lists them. A start that fails ends with exit code 2.
     """
     chosen = load(host=host, port=port, engine=engine, on_exit=on_exit)
@@ -199,7 +199,7 @@ async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
         for pool in service.pools.values():  # one container is started because it is waited for, and no other
             template = msgspec.structs.replace(pool.recipe.template, pool_size=0)
             pool.recipe = msgspec.structs.replace(pool.recipe, template=template)
-        async with service.run():
+        async with service.run(alone=True):
             execution = asyncio.create_task(service.sessions.execute_once(request))
             try:
                 while not execution.done():

@@ -234,6 +234,7 @@ def beside(settings: Settings) -> Iterator[Settings]:
             settings,
             instance=f"beside-{secrets.token_hex(6)}",
             state_dir=directory,
+            on_exit="remove",
             uid_base=settings.uid_base + UIDS_OF_SERVICE + os.getpid() % UIDS_BESIDE,
         )
 

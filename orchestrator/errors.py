@@ -203,6 +203,12 @@ class BrokenReconciler(SandboxError):
     """The care of containers ended by a fault of ours: the service ends, for whoever restarts it."""
 
 
+class NameTaken(EngineError):
+    """The engine has a container of this name already."""
+
+    code, title = "name_taken", "Name taken"
+
+
 class ImageMissing(EngineError):
     """The engine does not have the image of a template."""
 
@@ -243,6 +249,12 @@ class SettingsError(SandboxError):
     """A wrong setting: the text names the variable, its value and what is allowed."""
 
     code, title = "wrong_setting", "Wrong setting"
+
+
+class InstanceHeld(SettingsError):
+    """Another orchestrator has the instance."""
+
+    code, title = "instance_held", "Instance held"
 
 
 def _tree(kind: type[SandboxError]) -> dict[str, type[SandboxError]]:

@@ -1,14 +1,14 @@
 """The parts of one running service, put together, and its life from start to end."""
 
 import asyncio
-import fcntl
 import os
 import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
+import msgspec
 import structlog
 from prometheus_client import CollectorRegistry
 
@@ -16,10 +16,11 @@ from orchestrator.adoption import adopt
 from orchestrator.engine import Engine
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.engine.local import LocalEngine
-from orchestrator.errors import BrokenReconciler, EngineError, SettingsError
+from orchestrator.errors import BrokenReconciler, EngineError
 from orchestrator.events import Streams
 from orchestrator.functions import Functions
 from orchestrator.invocations import Invocations
+from orchestrator.lock import engine_lock, file_lock
 from orchestrator.metrics import Metrics
 from orchestrator.pool import Pool
 from orchestrator.recipes import recipes
@@ -36,9 +37,11 @@ class Orchestrator:
     """Engine, pools, reconciler and sessions of one orchestrator."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings = settings
         self.metrics = Metrics(CollectorRegistry())
         self.engine = make_engine(settings, self.metrics)
+        if not self.engine.reattaches:  # its containers end with this process
+            settings = msgspec.structs.replace(settings, on_exit="remove")
+        self.settings = settings
         self.pools = {name: Pool(recipe, self._wake) for name, recipe in recipes(settings).items()}
         self.reconciler = Reconciler(settings, self.engine, self.pools, self.metrics)
         self.sessions = Sessions(settings, self.pools, self.metrics, self.reconciler.discard)
@@ -61,31 +64,41 @@ class Orchestrator:
         return self.pools[session.container.template].workspace_bytes
 
     @asynccontextmanager
-    async def run(self) -> AsyncIterator[None]:
-        """Serve inside this context. At its end everything of ours is removed, but sessions that are to be kept."""
-        with lock(self.settings):
+    async def run(self, *, alone: bool = False) -> AsyncIterator[None]:
+        """Serve inside this context. At its end everything of ours is removed, but sessions that are to be kept.
+
+        `alone` is for an instance that nobody else can have: it is not locked on the engine.
+        """
+        with file_lock(self.settings):
             self.functions.load()
             facts = await self.engine.check()
             log.info("engine_found", engine=self.engine.name, **facts)
-            recipes = {name: pool.recipe for name, pool in self.pools.items()}
-            await adopt(self.settings, self.engine, recipes, self.reconciler, self.sessions)
-            self.invocations.warm.let_go()
-            task = asyncio.create_task(self.reconciler.run(self.sessions))
-            task.add_done_callback(end_if_broken)
             try:
-                yield
+                async with engine_lock(self.engine, self.settings, alone=alone), self._serve():
+                    yield
             finally:
-                await self.sessions.drain(self.settings.drain_seconds)
-                await self.invocations.close()
-                task.cancel()
-                await asyncio.wait([task])
-                try:
-                    await self.reconciler.clear(keep=[session.container for session in self.sessions.held.values()])
-                except EngineError as error:
-                    log.warning("containers_left", error=error.detail)
                 await self.engine.close()
-            if not task.cancelled():
-                raise BrokenReconciler("The reconciler broke; the log has the cause") from task.exception()
+
+    @asynccontextmanager
+    async def _serve(self) -> AsyncIterator[None]:
+        recipes = {name: pool.recipe for name, pool in self.pools.items()}
+        await adopt(self.settings, self.engine, recipes, self.reconciler, self.sessions)
+        self.invocations.warm.let_go()
+        task = asyncio.create_task(self.reconciler.run(self.sessions))
+        task.add_done_callback(end_if_broken)
+        try:
+            yield
+        finally:
+            await self.sessions.drain(self.settings.drain_seconds)
+            await self.invocations.close()
+            task.cancel()
+            await asyncio.wait([task])
+            try:
+                await self.reconciler.clear(keep=[session.container for session in self.sessions.held.values()])
+            except EngineError as error:
+                log.warning("containers_left", error=error.detail)
+        if not task.cancelled():
+            raise BrokenReconciler("The reconciler broke; the log has the cause") from task.exception()
 
     def _wake(self) -> None:
         self.reconciler.wake()
@@ -128,30 +141,3 @@ def make_engine(settings: Settings, metrics: Metrics) -> Engine:
     if settings.engine == "local":
         return LocalEngine(Path(settings.state_dir) / settings.instance, record=record)
     return DockerEngine(settings.instance, timeout_s=settings.engine_timeout_seconds, record=record)
-
-
-@contextmanager
-def lock(settings: Settings) -> Iterator[None]:
-    """Hold the instance: a second orchestrator would remove this one's containers. SettingsError when held."""
-    directory = Path(settings.state_dir)
-    path = directory / f"{settings.instance}.lock"
-    try:
-        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
-        if (owner := directory.stat().st_uid) != os.geteuid():
-            raise SettingsError(
-                f"SANDBOX_STATE_DIR={directory} belongs to user {owner}: choose a directory of your own"
-            )
-        # Not through a link: the default lies in a directory where everybody may write.
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise SettingsError(f"SANDBOX_STATE_DIR={directory} cannot be used: {error.strerror}: {path}") from None
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SettingsError(
-                f"Another orchestrator runs as SANDBOX_INSTANCE={settings.instance}: stop it, or choose another name"
-            ) from None
-        yield
-    finally:
-        os.close(fd)

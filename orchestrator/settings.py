@@ -143,8 +143,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         Positive, Meta(description="time that running executions get at the end of the service")
     ] = 20.0
     on_exit: Annotated[
-        Literal["remove", "keep"], Meta(description="what becomes of sessions at the end of the service")
-    ] = "remove"
+        Literal["keep", "remove"],
+        Meta(description="what becomes of sessions at the end of the service; `local` can only remove them"),
+    ] = "keep"
 
     log_level: Annotated[
         Literal["debug", "info", "warning", "error"], Meta(description="least level that is logged")

@@ -72,7 +72,7 @@ serve() {
     say "starting the service on $url; its log is $log"
     # With job control it gets a process group of its own, so a Ctrl-C reaches it once, through us.
     set -m
-    .venv/bin/orchestrator serve </dev/null >"$log" 2>&1 &
+    .venv/bin/orchestrator serve --on-exit remove </dev/null >"$log" 2>&1 &
     service=$!
     set +m
     trap 'stop INT' INT

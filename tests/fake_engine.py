@@ -165,6 +165,12 @@ class Stage:
         await asyncio.sleep(0)
         return self.agents[name]
 
+    async def find(self, name: str) -> Seen | None:
+        return next((seen for seen in await self.list() if seen.name == name), None)
+
+    async def hold(self, name: str, image: str, command: list[str], labels: dict[str, str], receiver: Receiver) -> Wire:
+        raise NotImplementedError
+
     async def list(self) -> list[Seen]:
         return [Seen(name=name, running=agent.running, labels=agent.spec.labels) for name, agent in self.agents.items()]
 
@@ -213,6 +219,12 @@ class FakeEngine:
         self.attached.append(name)
         await self._obstruct("attach")
         return await self.inner.attach(name, receiver)
+
+    async def find(self, name: str) -> Seen | None:
+        return await self.inner.find(name)
+
+    async def hold(self, name: str, image: str, command: list[str], labels: dict[str, str], receiver: Receiver) -> Wire:
+        return await self.inner.hold(name, image, command, labels, receiver)
 
     async def list(self) -> list[Seen]:
         seen = [*await self.inner.list(), *self.extra]

@@ -20,6 +20,7 @@ POLL_S = 0.05
 TAG = os.environ.get("SANDBOX_TEST_TAG", "latest")  # of the images under test, where checkouts share an engine
 IMAGE = f"sandbox-python:{TAG}"
 OURS = {"image": IMAGE, "host": "127.0.0.1", "uid_base": "50000", "drain_seconds": "2", "log_format": "json"}
+OURS["on_exit"] = "remove"  # a test leaves nothing
 
 
 class Live:

@@ -74,6 +74,12 @@ class Engine(Protocol):
     async def attach(self, name: str, receiver: Receiver) -> Wire:
         """Attach to a running container."""
 
+    async def find(self, name: str) -> Seen | None:
+        """Return a container by its name, None when there is none."""
+
+    async def hold(self, name: str, image: str, command: list[str], labels: dict[str, str], receiver: Receiver) -> Wire:
+        """Run a program that ends, and is gone, when this wire closes. NameTaken when there is one of this name."""
+
     async def list(self) -> list[Seen]:
         """Return all containers of our instance."""
 

@@ -21,7 +21,7 @@ import requests.exceptions
 from orchestrator.engine import EngineCall, Receiver, Seen, Spec, Wire
 from orchestrator.engine.attach import attach
 from orchestrator.engine.files import images_dir
-from orchestrator.errors import EngineAway, EngineError, ImageMissing
+from orchestrator.errors import EngineAway, EngineError, ImageMissing, NameTaken
 
 T = TypeVar("T")
 THREADS = 16
@@ -32,6 +32,7 @@ FILES = 1024
 INODES = 4096
 GONE = 404
 CONFLICT = 409  # "removal of container ... is already in progress"
+LOCK_PIDS, LOCK_BYTES, NOBODY = 16, 64 << 20, "65534:65534"
 GOING_LOOKS, GOING_S = 20, 0.1
 INSTANCE_LABEL = "sandbox.instance"
 
@@ -132,6 +133,52 @@ class DockerEngine:
         self._record("attach", "ok", time.monotonic() - begun)
         return wire
 
+    async def find(self, name: str) -> Seen | None:
+        def call() -> Seen | None:
+            try:
+                found = self._api.inspect_container(name)
+            except docker.errors.NotFound:
+                return None
+            labels = dict(found["Config"]["Labels"] or {})
+            return Seen(name=name, running=bool(found["State"]["Running"]), labels=labels)
+
+        return await self._call("find", call)
+
+    async def hold(self, name: str, image: str, command: list[str], labels: dict[str, str], receiver: Receiver) -> Wire:
+        def create() -> None:
+            host = self._api.create_host_config(
+                network_mode="none",
+                read_only=True,
+                cap_drop=["ALL"],
+                security_opt=["no-new-privileges:true"],
+                init=True,
+                pids_limit=LOCK_PIDS,
+                mem_limit=LOCK_BYTES,
+                memswap_limit=LOCK_BYTES,
+                log_config=docker.types.LogConfig(type="none"),
+                auto_remove=True,
+            )
+            # Not `detach`: so it has StdinOnce, and its stdin ends with its only client.
+            self._api.create_container(
+                image,
+                command,
+                entrypoint=[],
+                name=name,
+                user=NOBODY,
+                stdin_open=True,
+                labels=labels,
+                host_config=host,
+            )
+
+        await self._call("create", create)
+        wire = await self.attach(name, receiver)
+        try:
+            await self._call("start", lambda: self._api.start(name))
+        except BaseException:  # cancelled as well: what was not started would stay
+            wire.close()
+            raise
+        return wire
+
     async def list(self) -> list[Seen]:
         filters = {"label": f"{INSTANCE_LABEL}={self._instance}"}
         found = await self._call("list", lambda: self._api.containers(all=True, filters=filters))
@@ -179,7 +226,9 @@ class DockerEngine:
         except docker.errors.ImageNotFound as error:
             raise ImageMissing(f"The image is missing: {error.explanation}; build it with `make image`") from error
         except docker.errors.DockerException as error:
-            raise EngineError(f"The engine failed to `{name}`: {error}", retry_after_s=5) from error
+            is_taken = name == "create" and getattr(error, "status_code", None) == CONFLICT
+            kind = NameTaken if is_taken else EngineError
+            raise kind(f"The engine failed to `{name}`: {error}", retry_after_s=5) from error
         except requests.exceptions.RequestException as error:
             raise EngineAway(f"The engine could not be asked to `{name}`: {error}", retry_after_s=5) from error
         finally:

@@ -74,6 +74,12 @@ class LocalEngine:
     async def attach(self, name: str, receiver: Receiver) -> Wire:
         raise EngineError("The local engine cannot attach again: its agents end with the orchestrator")
 
+    async def find(self, name: str) -> Seen | None:
+        return next((seen for seen in await self.list() if seen.name == name), None)
+
+    async def hold(self, name: str, image: str, command: list[str], labels: dict[str, str], receiver: Receiver) -> Wire:
+        raise EngineError("The local engine has nothing to hold: nobody else sees its agents")
+
     async def list(self) -> list[Seen]:
         return [
             Seen(name=agent.spec.name, running=agent.running, labels=agent.spec.labels)

@@ -38,6 +38,7 @@ SETTINGS: dict[str, object] = {
     "heartbeat_seconds": 1,
     "reconcile_seconds": 1,
     "drain_seconds": 5,
+    "on_exit": "remove",
     "log_format": "json",
 }
 _numbers = itertools.count()

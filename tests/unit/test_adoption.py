@@ -278,7 +278,7 @@ class House:
     """What one orchestrator puts together, on a stage that outlives it."""
 
     def __init__(self, stage: Stage | None = None, **settings: Any) -> None:
-        given: dict[str, Any] = {"engine": "local", "pool_size": 1, "reconcile_seconds": NEVER_S}
+        given: dict[str, Any] = {"engine": "local", "pool_size": 1, "on_exit": "remove", "reconcile_seconds": NEVER_S}
         self.settings = Settings(**(given | {"heartbeat_seconds": NEVER_S} | settings))
         self.stage = stage or Stage()
         self.engine = FakeEngine(self.stage)

@@ -26,7 +26,7 @@ FLOORS = {
     1: "frames languages log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files terminal recipes",
     3: "pool bundle executions session admission stdin events sessions packages functions unpack warm invocations",
-    4: "backoff observer plan removals starts reconciler adoption",
+    4: "backoff observer plan removals starts reconciler adoption lock",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
     "api.paths api.files api.terminal api.sockets api.events api.seed_files api.executions api.packages api.native api.operations api.seed "

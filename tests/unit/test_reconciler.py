@@ -49,6 +49,7 @@ QUIET: dict[str, Any] = {
     "instance": "test",
     "uid_base": 53000,
     "pool_size": 2,
+    "on_exit": "remove",
     "reconcile_seconds": NEVER_S,  # a test that passes did not need the clock
     "heartbeat_seconds": NEVER_S,
     "max_timeout_seconds": NEVER_S,

@@ -60,7 +60,7 @@ TABLE = [
     ("REATTACH_SECONDS", "120", "541", "a number above 0 at most 540"),
     ("GRACE_SECONDS", "5", "0", "a number above 0"),
     ("DRAIN_SECONDS", "20", "0", "a number above 0"),
-    ("ON_EXIT", "remove", "forget", "one of remove, keep"),
+    ("ON_EXIT", "keep", "forget", "one of keep, remove"),
     ("LOG_LEVEL", "info", "INFO", "one of debug, info, warning, error"),
     ("LOG_FORMAT", "auto", "text", "one of auto, json, console"),
 ]
