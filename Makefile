@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --progress-bar o
 pip_progress = awk '/^Collecting/ { if (++n % 10 == 0) print "setup: " n " packages" } /^Installing/ { print "setup: unpacking" } \
     /^ *(ERROR|error|×)/ { failed = 1 } failed { print } { fflush() }'
 
-.PHONY: help setup engine image run test attack bench lock clean
+.PHONY: help setup engine image run test attack chaos bench lock clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## /\1 /p' $(MAKEFILE_LIST) | while read -r name text; do printf '  make %-8s %s\n' "$$name" "$$text"; done
@@ -48,6 +48,11 @@ test: setup ## lint, types, unit tests, tests on the real engine
 
 attack: setup ## every hostile case against a live service, and the controls that show that they can fail
 	@$(call with_engine) && $(BIN)/python -m tests.attack.run
+
+chaos: setup ## what breaks and what lasts: engine, service, agents and clock in trouble, crowds, the soak; with figures
+	@case $$(uname) in Linux) ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || scripts/apt.sh libfaketime || true ;; esac
+	@SANDBOX_TEST_STEPS=5000 $(BIN)/pytest -q tests/unit/test_faults.py
+	@$(call with_engine) && $(BIN)/python -m tests.attack.run --only lifecycle,cross-session,chaos --no-controls $(CHAOS)
 
 bench: setup ## measure speed and memory against the floors of this machine
 	@$(call with_engine) && $(BIN)/python bench/bench.py

@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable
 
-from tests.attack import engine_gone
 from tests.attack.after import container_of, quantile
 from tests.attack.cases import Case, check
 from tests.attack.live import PREBOOT, Live, serve, until
@@ -157,8 +156,6 @@ PLAYS: dict[str, Callable[[Live, bool], str | None]] = {
     "more-04": raising_child,
     "more-05": tiny_writes,
     "more-06": beats_at_the_end,
-    "more-07": engine_gone.crashed,
-    "more-08": engine_gone.frozen,
 }
 CASES = [
     Case(name, "beyond", "lifecycle", "python", {}, {"outcome": " ".join(str(play.__doc__).split())})

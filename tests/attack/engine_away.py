@@ -42,7 +42,7 @@ def behind_a_proxy(**settings: Any) -> Iterator[tuple[Live, Proxy]]:
         try:
             yield live, proxy
         finally:
-            proxy.hanging = proxy.cutting = proxy.full = False
+            proxy.hanging = proxy.cutting = proxy.full = proxy.refusing = False
 
 
 def refused(live: Live) -> httpx.Response:

@@ -1,9 +1,9 @@
-"""Lifecycle and cross-session cases: which function plays which case, and which ones must wait."""
+"""Lifecycle and cross-session cases: which function plays which case."""
 
 from collections.abc import Callable
 
-from tests.attack import beyond, engine_away, engine_gone, neighbours, process, trouble, untrue
-from tests.attack.cases import Case, Later, NotApplicable
+from tests.attack import beyond, chaos, engine_away, neighbours, process, trouble, untrue
+from tests.attack.cases import Case, NotApplicable
 from tests.attack.live import Live
 
 Play = Callable[[Live, bool], str | None]  # what it returns is a figure, to be shown
@@ -12,8 +12,6 @@ PLAYS: dict[str, Play] = {
     "life-02": trouble.container_killed,
     "life-03": trouble.agent_killed,
     "life-04": trouble.agent_stopped,
-    "life-05": engine_gone.stopped,
-    "life-06": engine_gone.restored,
     "life-07": engine_away.hanging,
     "life-08": engine_away.image_removed,
     "life-09": engine_away.disk_full,
@@ -34,16 +32,12 @@ PLAYS: dict[str, Play] = {
     "shr-05": neighbours.fresh_scratch,
     "shr-06": neighbours.noise,
     **beyond.PLAYS,
-}
-LATER = {
-    "life-11": "moving the wall clock needs a machine of its own: `make chaos`",
+    **chaos.PLAYS,
 }
 
 
 def run(live: Live, case: Case, *, short: bool) -> str | None:
     """Play the case against the service, or against one of its own; return its figure, where it has one."""
-    if case.id in LATER:
-        raise Later(LATER[case.id])
     if live.engine != "docker":
         raise NotApplicable("needs a container")
     return PLAYS[case.id](live, short)

@@ -11,8 +11,10 @@ from pathlib import Path
 from tests.attack.cases import NotApplicable
 
 ATTACH = re.compile(rb"POST \S*/attach")
+REMOVE = re.compile(rb"DELETE \S*/containers/")
 CREATE = re.compile(rb"POST \S*/containers/create")
 LENGTH = re.compile(rb"(?i)content-length: *(\d+)")
+BUSY = b'{"message":"container could not be removed: device or resource busy"}'
 FULL_DISK = b'{"message":"write /var/lib/docker/tmp/x: no space left on device"}'
 SOCKET = "/var/run/docker.sock"
 PIECE = 65536
@@ -22,12 +24,12 @@ class Proxy:
     """What the service takes for the engine. The flags may be set while it serves.
 
     `hanging`: no call is answered, while streams go on. `cutting`: a create reaches the engine, its answer does not come back. `full`: a
-    create is answered as an engine without disk space does. `creates` counts the create calls.
+    create is answered as an engine without disk space does. `refusing`: a removal is answered as one of a busy mount is. `creates` counts the create calls.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.hanging = self.cutting = self.full = False
+        self.hanging = self.cutting = self.full = self.refusing = False
         self.creates = 0
         self._upstream = upstream()
 
@@ -71,10 +73,13 @@ class Proxy:
             if CREATE.match(data):
                 self.creates += 1
                 if self.full:
-                    await self._refuse(data, reader, writer)
+                    await self._refuse(data, FULL_DISK, reader, writer)
                     continue
                 if self.cutting:
                     cut.set()
+            if self.refusing and REMOVE.match(data):
+                await self._refuse(data, BUSY, reader, writer)
+                continue
             ours.write(data)
             await ours.drain()
         if ours.can_write_eof():
@@ -94,14 +99,16 @@ class Proxy:
         while self.hanging and not streaming.is_set():
             await asyncio.sleep(0.05)
 
-    async def _refuse(self, data: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _refuse(
+        self, data: bytes, reason: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
         head, _, body = data.partition(b"\r\n\r\n")
         length = LENGTH.search(head)
         missing = int(length[1]) - len(body) if length is not None else 0
         if missing > 0:
             await reader.readexactly(missing)
         writer.write(b"HTTP/1.1 500 Internal Server Error\r\nContent-Type: application/json\r\n")
-        writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(FULL_DISK), FULL_DISK))
+        writer.write(b"Content-Length: %d\r\n\r\n%s" % (len(reason), reason))
         await writer.drain()
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from tests.attack import beyond, code, controls, files, lifecycle, web
+from tests.attack import beyond, chaos, code, controls, files, lifecycle, web
 from tests.attack.cases import VERDICTS, Case, Failed, Later, NotApplicable, Verdict, load, select
 from tests.attack.live import Live, serve
 
@@ -75,7 +75,7 @@ def main() -> int:
     parser.add_argument("--no-controls", action="store_true", help="leave out the same cases against plain containers")
     options = parser.parse_args()
     try:
-        cases = select([*load(), *beyond.CASES], options.only)
+        cases = select([*load(), *beyond.CASES, *chaos.CASES], options.only)
     except ValueError as error:
         parser.error(str(error))
     if options.engine == "local":

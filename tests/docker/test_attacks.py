@@ -8,15 +8,15 @@ import docker
 import pytest
 from docker.utils import kwargs_from_env
 
-from tests.attack import beyond, code, controls
+from tests.attack import beyond, chaos, code, controls
 from tests.attack.after import Scene, watched
 from tests.attack.cases import Case, Failed, load
 from tests.attack.live import Live, serve
 from tests.attack.run import judge
 
-CASES = [*load(), *beyond.CASES]
+CASES = [*load(), *beyond.CASES, *chaos.CASES]
 # Long even when short: only `make attack` has them.
-SLOW = {"api-14", "life-08", "life-09", "life-19", "shr-06", "more-07"}
+SLOW = {"api-14", "life-08", "life-09", "life-19", "shr-06", "chaos-01"}
 CONTROLS = ["ns-04", "fs-02", "priv-01", "net-05"]  # three that escape from a plain container, one that does not
 
 

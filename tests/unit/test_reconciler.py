@@ -60,14 +60,22 @@ REFUSED = EngineError("The engine failed to `start`: no")
 class House:
     """What `Orchestrator` puts together, on another engine."""
 
-    def __init__(self, inner: Engine | None = None, *, more: dict[str, Recipe] | None = None, **settings: Any) -> None:
+    def __init__(
+        self,
+        inner: Engine | None = None,
+        *,
+        more: dict[str, Recipe] | None = None,
+        bare: bool = False,
+        **settings: Any,
+    ) -> None:
         self.settings = Settings(**(QUIET | settings))
         self.stage = Stage()
         self.engine = FakeEngine(inner or self.stage)
         self.metrics = Metrics(CollectorRegistry())
         self.recipes = recipes(self.settings) | (more or {})
         self.pools = {name: Pool(recipe, self.wake) for name, recipe in self.recipes.items()}
-        self.reconciler = Reconciler(self.settings, self.engine, self.pools, self.metrics)
+        engine = inner if inner is not None and bare else self.engine  # bare: without faults before it
+        self.reconciler = Reconciler(self.settings, engine, self.pools, self.metrics)
         self.sessions = Sessions(self.settings, self.pools, self.metrics, self.reconciler.discard)
 
     @property
