@@ -16,7 +16,7 @@ from contextlib import (
     suppress,
 )
 from functools import cached_property, partial
-from typing import Any, Concatenate, ParamSpec, Self, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Concatenate, ParamSpec, Self, TypeVar, get_args
 
 import httpx
 
@@ -26,6 +26,9 @@ from orchestrator.exchange import Client
 from orchestrator.following import Place
 
 __all__ = ["OpenSession", "SandboxClient", "SyncOpenSession", "SyncSandboxClient"]
+
+if TYPE_CHECKING:
+    from orchestrator.remote import RemoteTerminal
 
 NO_CONTENT = 204  # the last event is known already
 T = TypeVar("T")
@@ -112,6 +115,26 @@ class SandboxClient(Client):
     isolation = _awaited(calls.isolation)
     health = _awaited(calls.health)
     ready = _awaited(calls.ready)
+
+    @asynccontextmanager
+    async def terminal(
+        self,
+        session_id: str,
+        *,
+        cols: int = 80,
+        rows: int = 24,
+        command: str | None = None,
+        term: str = "xterm-256color",
+    ) -> AsyncIterator["RemoteTerminal"]:
+        """Open a terminal with a shell, or a command, in a session. Its program is killed at the end of the context."""
+        from orchestrator.remote import open_terminal  # its library is slow to load, and few open terminals
+
+        query = {"cols": cols, "rows": rows, "command": command, "term": term}
+        options = self._options()
+        async with open_terminal(
+            self.base_url, session_id, headers=options["headers"], through_proxy=options["trust_env"], **query
+        ) as remote:
+            yield remote
 
     async def __aenter__(self) -> Self:
         return self

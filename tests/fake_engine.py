@@ -101,6 +101,11 @@ class Played:
         self.said.setdefault(eid, []).append({"type": kind, "id": eid, **fields})
         self.say(kind, id=eid, **fields)
 
+    def _on_open(self, frame: dict[str, Any]) -> None:
+        """Hear of a stream; what comes of it the test says."""
+
+    _on_data = _on_credit = _on_finish = _on_close = _on_open
+
     def _on_hello(self, frame: frames.Frame) -> None:
         executions = [
             {

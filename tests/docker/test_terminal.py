@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.live import Live
+from tests.screen import Screen
 from tests.terminals import sit, start_session
 
 REFUSED = ("TIOCSTI", "TIOCLINUX", "TIOCCONS", "TIOCSETD")
@@ -26,6 +27,16 @@ for act in (os.openpty, lambda: os.mknod("/tmp/ptmx", 0o20666, os.makedev(5, 2))
         print("done", act())
     except OSError as error:
         print(errno.errorcode[error.errno])
+"""
+
+PAINT = """
+import curses
+def paint(screen):
+    screen.addstr(7, 30, "here")
+    while screen.getch() == curses.KEY_RESIZE:
+        screen.clear()
+        screen.addstr(2, 3, "{} by {}".format(*screen.getmaxyx()))
+curses.wrapper(paint)
 """
 
 
@@ -90,3 +101,45 @@ async def test_memory_that_runs_out_ends_the_program_and_not_the_container(docke
         await seat.until(b"over")
     async with sit(docker_service, sid, command="echo again") as seat:
         await seat.until(b"again")
+
+
+@pytest.mark.filterwarnings("ignore:.*forkpty.*:DeprecationWarning")
+def test_a_person_at_a_terminal_emulator(docker_service: Live, sid: str) -> None:
+    put(docker_service, sid, "paint.py", PAINT)
+    screen = Screen(docker_service.url, sid, cols=90, rows=25)
+    screen.until("sandbox:~$")
+    screen.type("stty size\r")
+    screen.until("25 90")
+    screen.resize(100, 40)
+    screen.type("clear; stty size\r")
+    screen.until("40 100")
+    screen.type("sleep 1000\r")
+    screen.until("$ sleep 1000")
+    screen.type("\x03")
+    screen.until("^C")
+    screen.type("echo code $?\r")
+    screen.until("code 130")
+    screen.type("python3 -q\r")
+    screen.until(">>>")
+    screen.type("6 * 7\r")
+    screen.until("42")
+    screen.type("exit()\r")
+    screen.type("python3 paint.py\r")
+    screen.until("here")
+    assert screen.at(7, 30, 4) == "here"
+    screen.resize(70, 20)
+    screen.until("20 by 70")
+    screen.type("q")
+    screen.until("sandbox:~$")
+    screen.type("exit 9\r")
+    assert screen.exit_code() == 9
+    assert "logout" in screen.lines
+
+
+@pytest.mark.filterwarnings("ignore:.*forkpty.*:DeprecationWarning")
+def test_a_person_can_leave_what_hangs(docker_service: Live, sid: str) -> None:
+    screen = Screen(docker_service.url, sid, "--command", "trap '' INT; echo on; exec sleep 1000", cols=80, rows=24)
+    screen.until("on")
+    screen.type("\x03")
+    screen.type("\x1d")
+    assert screen.exit_code() == 0

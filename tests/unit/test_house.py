@@ -22,7 +22,7 @@ AGENT = ROOT / "images" / "agent"
 
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
-    0: "orchestrator models errors settings calls exchange following",
+    0: "orchestrator models errors settings calls exchange following remote",
     1: "frames languages log metrics output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams container files terminal recipes",
     3: "pool bundle executions session admission stdin events sessions packages functions unpack warm invocations",
@@ -32,7 +32,7 @@ FLOORS = {
     "api.paths api.files api.terminal api.sockets api.events api.seed_files api.executions api.packages api.native api.operations api.seed "
     "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 api.mcp api.tools "
     "app sdk",
-    7: "doctor server cli __main__",
+    7: "doctor server console cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
 FORBIDDEN = "Manager Service Helper Util Impl Base Abstract DTO Entity Factory".split()

@@ -99,7 +99,10 @@ def test_the_twins_have_the_same_methods_with_the_same_parameters() -> None:
             if name[0] != "_" and name[-5:] != "close"
         }
 
-    assert methods(SandboxClient) == methods(SyncSandboxClient)
+    own = {"terminal"}  # a dialogue, which one thread cannot have
+    assert {name: known for name, known in methods(SandboxClient).items() if name not in own} == methods(
+        SyncSandboxClient
+    )
     assert {"create_session", "execute_code", "execute", "cancel", "ready", "session"} <= set(methods(SandboxClient))
 
 
