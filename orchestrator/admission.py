@@ -1,5 +1,6 @@
 """What is let in: requests that make sense, as many at once as there is room for."""
 
+from orchestrator import cells
 from orchestrator.errors import InvalidRequest, TimeoutAboveCap, TooManyRequests, Unavailable
 from orchestrator.metrics import Metrics
 from orchestrator.models import ExecutionRequest
@@ -49,8 +50,15 @@ class Admission:
         if in_session >= self._settings.session_terminals:
             raise self.refuse("terminals", "This session has too many terminals: close one")
 
+    def context(self, *, in_session: int) -> None:
+        """Refuse a context above the cap."""
+        self.open()
+        if in_session >= self._settings.session_contexts:
+            raise self.refuse("contexts", "This session has as many contexts as it may have: delete one")
+
     def timeout_s(self, request: ExecutionRequest) -> float | None:
         """Return the timeout of a request that makes sense, if it has one; refuse one that does not."""
+        cells.check(request)
         if request.command is not None and (request.code is not None or request.handler is not None):
             raise InvalidRequest("Give `code` or `command`, not both")
         if request.command is None and request.code is None and "." not in (request.handler or ""):

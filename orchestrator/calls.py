@@ -16,6 +16,7 @@ from orchestrator import errors, models
 T = TypeVar("T")
 UNSET = msgspec.UNSET
 EXECUTION_TIMEOUT_S = 300.0  # what an execution gets that names no timeout, unless the service is set otherwise
+CONTEXT_BOOT_S = 30.0  # what a context gets to boot, unless the service is set otherwise
 Key = Annotated[str, msgspec.Meta(pattern=r"^[!-~]{1,255}\Z")]
 
 
@@ -100,16 +101,19 @@ def execute_code(
     env: Mapping[str, str] | None = None,
     files: Mapping[str, str | bytes] | None = None,
     language: models.Language | None = None,
+    context_id: str | None = None,
     idempotency_key: str | None = None,
 ) -> Call[models.Execution]:
     """Run code in a session to its end. A failing code is an `outcome`, not an exception.
 
     If the code defines `handler`, `value` is what it returned for `event`. `handler="module.function"` of a file in
-    the workspace needs no code. With an `idempotency_key`, new for each execution, it is sent again when the
-    connection is lost, and runs at most once: its outcome is `cancelled` where the service saw the loss first.
+    the workspace needs no code. With a `context_id`, the code is a cell of that context: nothing but files may go with
+    it. With an `idempotency_key`, new for each execution, it is sent again when the connection is lost, and runs at most
+    once: its outcome is `cancelled` where the service saw the loss first.
     """
     inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": files_of(files)}
     fields = {"code": code, "handler": handler, "language": language, "timeout_s": timeout_s} | inputs
+    fields["context_id"] = context_id
     path = path_of(session_id, "executions")
     return execution_of(path, models.ExecutionRequest, fields, event=event, key=idempotency_key)
 
@@ -252,6 +256,36 @@ def write_archive(session_id: str, archive: bytes, *, path: str = "") -> Call[mo
         media_type="application/x-tar",
         query={"path": path},
     )
+
+
+def create_context(
+    session_id: str, context_id: str | None = None, *, language: models.ContextLanguage | None = None
+) -> Call[models.Context]:
+    """Start a context: an interpreter of the session that stays, whose executions share variables."""
+    body = body_of(models.ContextRequest, {"id": context_id, "language": language})
+    path = path_of(session_id, "contexts")
+    return Call(method="POST", path=path, answer=models.Context, body=body, runs_s=CONTEXT_BOOT_S)
+
+
+def list_contexts(session_id: str) -> Call[models.ContextPage]:
+    """List the contexts of a session, oldest first."""
+    return Call(method="GET", path=path_of(session_id, "contexts"), answer=models.ContextPage)
+
+
+def get_context(session_id: str, context_id: str) -> Call[models.Context]:
+    """Read a context."""
+    return Call(method="GET", path=path_of(session_id, "contexts", context_id), answer=models.Context)
+
+
+def restart_context(session_id: str, context_id: str) -> Call[models.Context]:
+    """Give a context a fresh interpreter; its executions that run or wait are cancelled."""
+    path = path_of(session_id, "contexts", context_id, "restart")
+    return Call(method="POST", path=path, answer=models.Context, runs_s=CONTEXT_BOOT_S)
+
+
+def delete_context(session_id: str, context_id: str) -> Call[None]:
+    """Delete a context; its executions that run or wait are cancelled."""
+    return Call(method="DELETE", path=path_of(session_id, "contexts", context_id), answer=type(None))
 
 
 def templates() -> Call[models.TemplatePage]:

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from orchestrator import frames, isolation
 from orchestrator.channel import AGAIN_S, Channel, being_attached
+from orchestrator.contexts import Contexts
 from orchestrator.engine import Engine, Spec
 from orchestrator.errors import ContainerLost, EngineError, IsolationError, Unavailable
 from orchestrator.frames import Result, StdinResult
@@ -16,7 +17,7 @@ from orchestrator.languages import Languages
 from orchestrator.models import Stream
 from orchestrator.streams import Streams
 
-AGENT_VERSION = 7
+AGENT_VERSION = 8
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
@@ -58,6 +59,7 @@ class Container:
         template: str,
         *,
         output_limit: int,
+        display_limit: int = 0,
         on_lost: Callable[["Container"], None],
         on_broken: Callable[["Container"], None] | None = None,
         blames_agent: Callable[[float], bool] = lambda _: True,
@@ -83,8 +85,10 @@ class Container:
         self._whole.set()
         self._closed = False
         self._output_limits = dict.fromkeys(get_args(Stream), output_limit) | {"artifact": ARTIFACT_BYTES}
+        self._output_limits["display"] = display_limit
         self._channel = Channel(self._on_frame, self._lose, self._break)
         self.streams = Streams(self._channel)
+        self.contexts = Contexts(self._channel)
         self._runs: dict[str, _Run] = {}
         self._adopted: frozenset[str] = frozenset()
         self._hello: asyncio.Future[frames.Hello] | None = None
@@ -112,6 +116,7 @@ class Container:
         hello = await self._greet({})
         self._adopted = frozenset(known.id for known in hello.executions)
         self._session = hello.session
+        self.contexts.adopt(hello.contexts)
         self._channel.in_step = True
         self._judge(engine, hello)
         return hello
@@ -133,6 +138,7 @@ class Container:
         else:
             self._channel.in_step = True
             self._catch_up({known.id: known for known in hello.executions})
+            self.contexts.catch_up({known.id: known for known in hello.contexts})
 
     async def bind(self, session: str, kept: dict[str, Any]) -> None:
         """Tell the agent its session, once, and what it is to keep for who adopts it. Unavailable without an answer."""
@@ -297,6 +303,8 @@ class Container:
             case frames.StdinTaken() if (result := self._feeding.pop(frame.number, None)) is not None:
                 if not result.done():  # else who asked went away
                     result.set_result(frame.result)
+            case frames.Context():
+                self.contexts.take(frame)
             case frames.Pong() if frame.number == self._pings:
                 self._pongs = self._pings
                 self._told.clear()
@@ -382,6 +390,7 @@ class Container:
 
     def _fail(self, reason: str) -> None:
         self.streams.fail(reason)
+        self.contexts.fail(reason)
         self._channel.is_waited_for = False
         self._whole.set()
         waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.values()]

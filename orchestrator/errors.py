@@ -85,6 +85,10 @@ class ExecutionNotFound(NotFound):
     code, title = "execution_not_found", "Execution not found"
 
 
+class ContextNotFound(NotFound):
+    code, title = "context_not_found", "Context not found"
+
+
 class FileNotFound(NotFound):
     code, title = "file_not_found", "File not found"
 
@@ -109,6 +113,16 @@ class MethodNotAllowed(SandboxError):
 
 class SessionExists(SandboxError):
     code, status, title = "session_exists", 409, "Session exists"
+
+
+class ContextExists(SandboxError):
+    code, status, title = "context_exists", 409, "Context exists"
+
+
+class ContextDead(SandboxError):
+    """The process of a context ended: it takes no cells until it is restarted."""
+
+    code, status, title = "context_dead", 409, "Context dead"
 
 
 class StdinClosed(SandboxError):
@@ -219,6 +233,12 @@ class TerminalFailed(Unavailable):
     """The sandbox of a terminal did not start."""
 
     code, title = "terminal_failed", "Terminal failed"
+
+
+class ContextFailed(Unavailable):
+    """The interpreter of a context did not boot."""
+
+    code, title = "context_failed", "Context failed"
 
 
 class IsolationError(Unavailable):

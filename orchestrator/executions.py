@@ -8,6 +8,7 @@ from typing import Any
 
 import msgspec
 
+from orchestrator import cells
 from orchestrator.container import Container
 from orchestrator.errors import ContainerLost
 from orchestrator.frames import Described, Result
@@ -46,6 +47,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     followed: bool = False
     background: bool = False
     stdin_open: bool = False
+    context_id: str | None = None
 
 
 class Record:
@@ -54,7 +56,12 @@ class Record:
     def __init__(self, eid: str, session_id: str, note: Note, *, age_s: float = 0.0) -> None:
         started_at = datetime.now(UTC) - timedelta(seconds=age_s)
         self.facts = Execution(
-            id=eid, session_id=session_id, started_at=started_at, language=note.language, background=note.background
+            id=eid,
+            session_id=session_id,
+            started_at=started_at,
+            language=note.language,
+            background=note.background,
+            context_id=note.context_id,
         )
         self.note = note
         self.output = Output()
@@ -113,6 +120,11 @@ class Record:
             deadline_s = max(0.0, self.note.timeout_s - (time.monotonic() - self.begun)) + grace_s
         await self._await(container.resume(self.id, deadline_s=deadline_s, sink=self._take, hold=self.is_held))
 
+    def refuse(self, reason: str) -> None:
+        """End a cell that its context cannot run."""
+        self.facts.error = ExecutionError(type="Sandbox.ContextDied", message=reason)
+        self.facts.outcome = "killed"
+
     async def _await(self, result: Awaitable[Result]) -> None:
         try:
             self._finish(await result)
@@ -135,7 +147,10 @@ class Record:
             facts.artifacts = artifacts_of(artifacts)
         self._show_output()
         outcome: Outcome = result.outcome
-        if outcome in ("ok", "error"):
+        if self.note.context_id is not None and result.message:
+            self._read_report("error")
+            facts.error = cells.error_of(result, facts.error)
+        elif outcome in ("ok", "error"):
             outcome = self._read_report(outcome)
         elif result.message:
             facts.error = ExecutionError(type="Sandbox.Killed", message=result.message)
@@ -150,6 +165,8 @@ class Record:
         facts = self.facts
         facts.stdout, stdout_whole = text_of(self.output.whole("stdout"))
         facts.stderr, stderr_whole = text_of(self.output.whole("stderr"))
+        if displays := self.output.whole("display"):
+            facts.displays = cells.displays_of(displays)
         if not (stdout_whole and stderr_whole):
             whole: dict[Stream, bool] = {"stdout": stdout_whole, "stderr": stderr_whole}
             facts.replaced = [stream for stream, is_whole in whole.items() if not is_whole]
@@ -184,6 +201,7 @@ def note_of(
         timeout_s=timeout_s,
         key=key,
         digest=None if key is None else hashlib.sha256(msgspec.json.encode(request)).hexdigest(),
+        context_id=request.context_id,
     )
 
 
@@ -191,6 +209,8 @@ def job_of(
     request: ExecutionRequest, *, timeout_s: float | None, env: dict[str, str], context: dict[str, Any]
 ) -> dict[str, Any]:
     """Return the job that the agent gets; what a field's default says is left out."""
+    if request.context_id is not None:
+        return cells.job_of(request, timeout_s=timeout_s, env=env)
     job: dict[str, Any] = {"timeout_s": timeout_s, "env": env | request.env}
     if isinstance(request.command, list):
         job["argv"] = [*request.command, *request.args]

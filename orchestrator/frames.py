@@ -12,7 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from orchestrator.errors import ContainerLost
-from orchestrator.models import Artifact, File, Language, Outcome, Stream
+from orchestrator.models import ID_PATTERN, Artifact, ContextLanguage, File, Language, Outcome, Stream
 
 LINE_LIMIT = 64 * 1024
 PART = 32 * 1024  # raw bytes in one part frame; base64 keeps it below LINE_LIMIT
@@ -21,6 +21,8 @@ Amount = Annotated[float, Meta(ge=0)]
 Sid = Annotated[str, Meta(max_length=16)]  # of a stream
 StdinResult = Literal["taken", "full", "closed"]
 Eid = Annotated[str, Meta(max_length=64)]
+ContextState = Literal["starting", "idle", "dead"]
+Sentence = Annotated[str, Meta(max_length=4096)]
 
 
 class AgentFrame(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, forbid_unknown_fields=True):
@@ -43,6 +45,18 @@ class Support(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     handlers: bool
 
 
+class KnownContext(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A context that the agent holds, opened `age_s` ago; it has run `cells`."""
+
+    id: Annotated[str, Meta(pattern=ID_PATTERN)]
+    number: Count
+    language: ContextLanguage
+    state: ContextState
+    message: Sentence
+    cells: Count
+    age_s: Amount
+
+
 class Hello(AgentFrame, frozen=True):
     """The agent is ready, and answers with what it is bound to and still holds; `kept` came `kept_age_s` ago."""
 
@@ -55,6 +69,7 @@ class Hello(AgentFrame, frozen=True):
     executions: list[Known]
     languages: dict[Language, Support] = {}
     wheels: bool = False
+    contexts: Annotated[list[KnownContext], Meta(max_length=64)] = []
 
 
 class Bound(AgentFrame, frozen=True):
@@ -92,6 +107,15 @@ class StdinTaken(AgentFrame, frozen=True, tag="stdin_taken"):
 
     number: Count
     result: StdinResult
+
+
+class Context(AgentFrame, frozen=True):
+    """What became of a context; `number` tells which of its sandboxes."""
+
+    id: Eid
+    number: Count
+    state: ContextState
+    message: Sentence
 
 
 class Pong(AgentFrame, frozen=True):
@@ -167,7 +191,9 @@ class Described(msgspec.Struct, frozen=True):
 
 
 AnyStreamFrame = Open | Data | Credit | Finish | Close
-AnyAgentFrame = Hello | Bound | Output | Result | StdinTaken | Pong | Fault | Open | Data | Credit | Finish | Close
+AnyAgentFrame = (
+    Hello | Bound | Output | Result | StdinTaken | Context | Pong | Fault | Open | Data | Credit | Finish | Close
+)
 _decoder = msgspec.json.Decoder(AnyAgentFrame)
 _encoder = msgspec.json.Encoder()
 

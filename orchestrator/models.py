@@ -25,6 +25,8 @@ Outcome = Literal["ok", "error", "timeout", "oom", "output_limit", "killed", "ca
 Source = Literal["warm", "cold"]
 EndReason = Literal["closed", "expired", "idle", "lost", "drained"]
 Stream = Literal["stdout", "stderr", "value", "display", "artifact"]
+ContextLanguage = Literal["python"]
+ContextState = Literal["starting", "idle", "busy", "dead"]
 EventKind = Literal["started", "stdout", "stderr", "display", "artifact", "done"]
 OUTCOMES: tuple[Outcome, ...] = ("ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost")
 LANGUAGES: tuple[Language, ...] = ("python", "javascript", "shell")
@@ -74,6 +76,7 @@ class ExecutionRequest(Request, frozen=True):
     `code` that defines the handler, in JavaScript exports it, is called with `event` and a context; without
     a handler it is a script. `handler` may be `module.function` of a workspace file, then `code` may be left
     out. `command` is a line for bash, or a list of words.
+    With `context_id`, `code` is a cell of that context.
     In the `background` it is not waited for, and may run as long as its session lives. With
     `stdin_open` more may be sent to its stdin after `stdin`.
     """
@@ -91,6 +94,7 @@ class ExecutionRequest(Request, frozen=True):
     timeout_s: Seconds | None = None
     background: bool = False
     stdin_open: bool = False
+    context_id: Id | None = None
 
 
 class StdinRequest(Request, frozen=True):
@@ -202,7 +206,8 @@ class Execution(msgspec.Struct, kw_only=True):
     """One run of code or a command. `outcome` is null while it runs.
 
     `truncated` names the streams of which only the beginning was kept, `replaced` those in which
-    bytes that are not UTF-8 became U+FFFD. `signal` is what killed the code.
+    bytes that are not UTF-8 became U+FFFD. `signal` is what killed the code. `displays` is what a cell
+    showed: each an object of MIME types.
     """
 
     id: str
@@ -210,6 +215,7 @@ class Execution(msgspec.Struct, kw_only=True):
     started_at: datetime
     language: Language
     background: bool = False
+    context_id: str | None = None
     outcome: Outcome | None = None
     exit_code: int | None = None
     signal: int | None = None
@@ -221,6 +227,7 @@ class Execution(msgspec.Struct, kw_only=True):
     replaced: list[Stream] = []
     usage: Usage | None = None
     artifacts: list[Artifact] = []
+    displays: list[Any] = []
 
 
 class ExecutionPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -245,6 +252,31 @@ class EventText(msgspec.Struct, frozen=True, kw_only=True):
     """What a `stdout` or `stderr` event carries."""
 
     text: str
+
+
+class ContextRequest(Request, frozen=True):
+    """Start a context; without `id` it gets one."""
+
+    id: Id | None = None
+    language: ContextLanguage = "python"
+
+
+class Context(msgspec.Struct, frozen=True, kw_only=True):
+    """An interpreter that stays: its executions share variables. `detail` says why it is dead."""
+
+    id: str
+    session_id: str
+    language: ContextLanguage
+    state: ContextState
+    created_at: datetime
+    executions: int
+    detail: str | None = None
+
+
+class ContextPage(msgspec.Struct, frozen=True, kw_only=True):
+    """The contexts of a session, oldest first."""
+
+    contexts: list[Context]
 
 
 class Template(msgspec.Struct, frozen=True, kw_only=True):

@@ -78,6 +78,7 @@ def limits_of(settings: Settings, recipe: Recipe) -> dict[str, Any]:
         "open_files": OPEN_FILES,
         "keep_bytes": settings.max_output,
         "drain_bytes": settings.drain_output,
+        "display_bytes": settings.max_display,
         "preboot": recipe.preboot,
         "wheels": recipe.wheels,
     }

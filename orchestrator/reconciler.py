@@ -80,6 +80,7 @@ class Reconciler:
             spec,
             template,
             output_limit=self._settings.max_output,
+            display_limit=self._settings.max_display,
             on_lost=lambda _: self.wake(),
             on_broken=self._broken if self._engine.reattaches else None,
             blames_agent=self.observer.blames_agent,

@@ -25,7 +25,7 @@ from orchestrator.calls import Call
 from orchestrator.exchange import Client
 from orchestrator.following import Place
 
-__all__ = ["OpenSession", "SandboxClient", "SyncOpenSession", "SyncSandboxClient"]
+__all__ = ["OpenContext", "OpenSession", "SandboxClient", "SyncOpenContext", "SyncOpenSession", "SyncSandboxClient"]
 
 if TYPE_CHECKING:
     from orchestrator.remote import RemoteTerminal
@@ -110,6 +110,11 @@ class SandboxClient(Client):
     delete_file = _awaited(calls.delete_file)
     read_archive = _awaited(calls.read_archive)
     write_archive = _awaited(calls.write_archive)
+    create_context = _awaited(calls.create_context)
+    list_contexts = _awaited(calls.list_contexts)
+    get_context = _awaited(calls.get_context)
+    restart_context = _awaited(calls.restart_context)
+    delete_context = _awaited(calls.delete_context)
     templates = _awaited(calls.templates)
     pool = _awaited(calls.pool)
     isolation = _awaited(calls.isolation)
@@ -189,6 +194,7 @@ class OpenSession:
     def __init__(self, client: SandboxClient, facts: models.Session) -> None:
         self.facts = facts
         self.id = facts.id
+        self._client = client
         self.run = partial(client.execute_code, facts.id)
         self.command = partial(client.execute_command, facts.id)
         self.install = partial(client.install_packages, facts.id)
@@ -208,6 +214,25 @@ class OpenSession:
         self.delete_file = partial(client.delete_file, facts.id)
         self.read_archive = partial(client.read_archive, facts.id)
         self.write_archive = partial(client.write_archive, facts.id)
+
+    async def context(
+        self, context_id: str | None = None, *, language: models.ContextLanguage | None = None
+    ) -> "OpenContext":
+        """Start a context: an interpreter that stays, in which `run` keeps variables."""
+        facts = await self._client.create_context(self.id, context_id, language=language)
+        return OpenContext(self._client, facts)
+
+
+class OpenContext:
+    """A context of a session, until `delete` or the session's end; `facts` is what the service said at its start."""
+
+    def __init__(self, client: SandboxClient, facts: models.Context) -> None:
+        self.facts = facts
+        self.id = facts.id
+        self.run = partial(client.execute_code, facts.session_id, context_id=facts.id)
+        self.read = partial(client.get_context, facts.session_id, facts.id)
+        self.restart = partial(client.restart_context, facts.session_id, facts.id)
+        self.delete = partial(client.delete_context, facts.session_id, facts.id)
 
 
 def _blocking(build: Callable[P, Call[T]]) -> Callable[Concatenate["SyncSandboxClient", P], T]:
@@ -272,6 +297,11 @@ class SyncSandboxClient(Client):
     delete_file = _blocking(calls.delete_file)
     read_archive = _blocking(calls.read_archive)
     write_archive = _blocking(calls.write_archive)
+    create_context = _blocking(calls.create_context)
+    list_contexts = _blocking(calls.list_contexts)
+    get_context = _blocking(calls.get_context)
+    restart_context = _blocking(calls.restart_context)
+    delete_context = _blocking(calls.delete_context)
     templates = _blocking(calls.templates)
     pool = _blocking(calls.pool)
     isolation = _blocking(calls.isolation)
@@ -332,6 +362,7 @@ class SyncOpenSession:
     def __init__(self, client: SyncSandboxClient, facts: models.Session) -> None:
         self.facts = facts
         self.id = facts.id
+        self._client = client
         self.run = partial(client.execute_code, facts.id)
         self.command = partial(client.execute_command, facts.id)
         self.install = partial(client.install_packages, facts.id)
@@ -351,3 +382,22 @@ class SyncOpenSession:
         self.delete_file = partial(client.delete_file, facts.id)
         self.read_archive = partial(client.read_archive, facts.id)
         self.write_archive = partial(client.write_archive, facts.id)
+
+    def context(
+        self, context_id: str | None = None, *, language: models.ContextLanguage | None = None
+    ) -> "SyncOpenContext":
+        """Start a context: an interpreter that stays, in which `run` keeps variables."""
+        facts = self._client.create_context(self.id, context_id, language=language)
+        return SyncOpenContext(self._client, facts)
+
+
+class SyncOpenContext:
+    """A context of a session, until `delete` or the session's end; `facts` is what the service said at its start."""
+
+    def __init__(self, client: SyncSandboxClient, facts: models.Context) -> None:
+        self.facts = facts
+        self.id = facts.id
+        self.run = partial(client.execute_code, facts.session_id, context_id=facts.id)
+        self.read = partial(client.get_context, facts.session_id, facts.id)
+        self.restart = partial(client.restart_context, facts.session_id, facts.id)
+        self.delete = partial(client.delete_context, facts.session_id, facts.id)

@@ -19,6 +19,7 @@ from orchestrator.models import EndReason, SessionRequest, Source
 from orchestrator.turns import Turns
 
 HISTORY = 64  # finished executions that a session remembers
+DISPLAYED = 32 << 20  # bytes of their displays, above which it remembers fewer
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +49,7 @@ class Session:
         self.count = 0
         self.terminals = 0
         self._transfers = 0
+        self._displayed = 0
         self.turns = Turns(limit)
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.running: dict[str, asyncio.Task[None]] = {}
@@ -110,8 +112,10 @@ class Session:
         del self.running[record.id]
         self.used = time.monotonic()
         finished = [eid for eid in self.records if eid not in self.running]
-        for eid in finished[:-HISTORY]:
-            forgotten = self.records.pop(eid)
+        self._displayed += len(record.output.whole("display"))
+        while len(finished) > HISTORY or (self._displayed > DISPLAYED and len(finished) > 1):
+            forgotten = self.records.pop(finished.pop(0))
+            self._displayed -= len(forgotten.output.whole("display"))
             if forgotten.key is not None:
                 del self.keys[forgotten.key]
 

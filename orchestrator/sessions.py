@@ -5,11 +5,12 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Coroutine, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 
 import msgspec
 import structlog
 
-from orchestrator import bundle, models
+from orchestrator import bundle, cells, models
 from orchestrator.admission import Admission
 from orchestrator.container import Container
 from orchestrator.errors import (
@@ -191,6 +192,8 @@ class Sessions:
                 raise KeyReused(f"The Idempotency-Key {key} was used for another request: choose a new one")
             return record
         session.container.require()
+        if request.context_id is not None:
+            session.container.contexts.living(request.context_id)
         if note.background:
             self.admission.background(in_session=session.background)
         else:
@@ -237,6 +240,8 @@ class Sessions:
         """Run one execution in a fresh container that is destroyed afterwards."""
         if request.background or request.stdin_open:
             raise InvalidRequest("`background` and `stdin_open` are for executions in a session")
+        if request.context_id is not None:
+            raise InvalidRequest("A context belongs to a session: leave out `context_id`")
         timeout_s = self.admission.timeout_s(request)
         pool = self._pool(request.template)
         if pool.languages is not None:  # else the container tells, once there is one
@@ -268,6 +273,12 @@ class Sessions:
         if record is None:
             raise ExecutionNotFound(f"The session {sid} has no execution {eid}")
         return record
+
+    def cancel_waiting(self, session: Session, cid: str) -> None:
+        """Cancel the cells that wait for their turn in a context."""
+        for eid in session.running:
+            if (record := session.records[eid]).note.context_id == cid and not record.sent:
+                self._cancel(session, record)
 
     def cancel(self, sid: str, eid: str) -> None:
         """Kill an execution; one that has ended is left alone."""
@@ -330,27 +341,42 @@ class Sessions:
             await asyncio.wait(tasks)
 
     async def _run(self, session: Session, record: Record, request: ExecutionRequest) -> None:
-        has_turn = not record.note.background and await session.turns.wait(record.id)
-        try:
-            session.used = time.monotonic()
-            if record.facts.outcome is None:
-                await self._execute(record, session.container, request, session.env)
-            else:  # cancelled while it queued
-                record.duration_s = time.monotonic() - record.begun
-                self._account(record, session.container.template)
-        finally:
-            if has_turn:
-                session.turns.give_back()
+        async with self._turn(session, record) as refusal:
+            if refusal is not None and record.facts.outcome is None:
+                record.refuse(refusal)
+            waits = record.facts.outcome is None and not record.note.background
+            has_turn = waits and await session.turns.wait(record.id)
+            try:
+                session.used = time.monotonic()
+                if record.facts.outcome is None:
+                    await self._execute(record, session.container, request, session.env)
+                else:  # cancelled while it queued, or refused by its context
+                    record.duration_s = time.monotonic() - record.begun
+                    self._account(record, session.container.template)
+            finally:
+                if has_turn:
+                    session.turns.give_back()
 
     async def _resume(self, session: Session, record: Record, *, done: bool) -> None:
         # It had its turn before: it counts while it runs, and never waits.
         has_turn = not done and not record.note.background and session.turns.take()
         try:
-            await record.resume(session.container, grace_s=self._settings.grace_seconds)
+            async with nullcontext() if done else self._turn(session, record, begun=True):
+                await record.resume(session.container, grace_s=self._grace_s(record))
             self._account(record, session.container.template)
         finally:
             if has_turn:
                 session.turns.give_back()
+
+    @staticmethod
+    def _turn(session: Session, record: Record, *, begun: bool = False) -> AbstractAsyncContextManager[str | None]:
+        """Wait for the turn of an execution in its context, if it has one; tell why it cannot run there."""
+        cid = record.note.context_id
+        return nullcontext() if cid is None else session.container.contexts.turn(cid, record.id, begun=begun)
+
+    def _grace_s(self, record: Record) -> float:
+        """Return how long after its timeout an execution may still have no result."""
+        return self._settings.grace_seconds + (0.0 if record.note.context_id is None else cells.GRACE_S)
 
     async def _execute(
         self, record: Record, container: Container, request: ExecutionRequest, env: dict[str, str]
@@ -359,8 +385,10 @@ class Sessions:
         memory_kb = self._pools[container.template].recipe.template.memory_kb
         context = lambda_context(facts.id, facts.session_id, memory_kb=memory_kb)
         job = job_of(request, timeout_s=record.note.timeout_s, env=env, context=context)
+        if request.context_id is not None:
+            container.contexts.count(request.context_id)
         try:
-            await record.run(container, job, grace_s=self._settings.grace_seconds)
+            await record.run(container, job, grace_s=self._grace_s(record))
         finally:
             if facts.outcome is not None or not self.keeping:  # else it goes on
                 self._account(record, container.template)
@@ -390,6 +418,8 @@ class Sessions:
         elif record.facts.outcome is None:  # it queues, and need not any more
             record.facts.outcome = "cancelled"
             session.turns.call_off(record.id)
+            if record.note.context_id is not None:
+                session.container.contexts.call_off(record.note.context_id, record.id)
 
     def _pool(self, template: str | None) -> Pool:
         pool = self._pools.get(template or self._default)

@@ -81,6 +81,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     max_timeout_seconds: Annotated[Positive, Meta(description="longest timeout that an execution may ask for")] = 3600.0
     max_output: Annotated[int, Meta(ge=1024, description="bytes kept of stdout, of stderr and of the value")] = 1048576
     drain_output: Annotated[int, Meta(ge=1024, description="bytes of one stream that end an execution")] = 16777216
+    max_display: Annotated[int, Meta(ge=1024, description="bytes kept of what a cell of a context displays")] = 8388608
     processes: Annotated[int, Meta(ge=8, le=128, description="processes and threads of one execution")] = 64
     max_body: Annotated[int, Meta(ge=1024, description="bytes of a request body")] = 8388608
 
@@ -98,6 +99,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     session_background: Annotated[
         int, Meta(ge=0, le=64, description="executions that one session may run in the background, beside those")
     ] = 8
+    session_contexts: Annotated[int, Meta(ge=0, le=16, description="contexts of one session")] = 4
     max_executions: Annotated[int, Meta(ge=1, description="executions of all sessions that run or queue at once")] = 256
     max_waiting: Annotated[int, Meta(ge=0, description="sessions that wait for a container at once")] = 256
     session_terminals: Annotated[

@@ -10,6 +10,11 @@ class Turns:
         self._free = limit
         self._waiting: dict[str, asyncio.Future[bool]] = {}
 
+    @property
+    def all_taken(self) -> bool:
+        """Whether who comes now has to wait."""
+        return self._free == 0
+
     def take(self) -> bool:
         """Take a turn when one is free."""
         if self._free == 0:

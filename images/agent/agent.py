@@ -15,10 +15,13 @@ from typing import Any
 import seccomp
 from archive import Archives
 from canary import CANARY
+from context import Cell
+from contexts import Contexts, compile_cells
+from dialogue import Dialogue
 from execution import Execution, Limits
 from files import Files
 from frames import Frame, Lines, decode, encode
-from languages import LANGUAGES, PYTHON, find_languages
+from languages import CELLS, LANGUAGES, PYTHON, find_languages
 from launcher import Launcher, prepare_process, read_proc
 from layout import Layout, make_etc
 from loop import WRITE, Loop
@@ -27,7 +30,7 @@ from stock import BOOT_RETRY_S, Stock
 from streams import Streams
 from terminal import Terminals
 
-VERSION = 7
+VERSION = 8
 BAKED_WHEELS = "/opt/sandbox/wheels"  # of an image that brings packages for pip
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
@@ -60,6 +63,7 @@ class Agent:
         self._streams = Streams(self._loop, self._send, lambda: len(self._out))
         self._files = Files(workspace, self._sweep)
         archives = Archives(self._take, self._leave)
+        self._contexts = Contexts(self._loop, self._boot_context, self._leave, self._send)
         self._streams.openers = self._files.openers() | {"pack": archives.pack, "unpack": archives.unpack}
         terminals = Terminals(self._loop, lambda devices: self._boot("python", devices), self._leave)
         self._streams.openers |= {"terminal": terminals.open, "resize": terminals.resize}
@@ -147,13 +151,21 @@ class Agent:
             job = (decode(b"".join(self._parts.pop(frame["id"], []))) or {}).get("job")
         if frame["id"] in self._executions or job is None:
             return
-        execution = Execution(
-            frame["id"], job, frame.get("note") or {}, self._limits, self._loop, self._send, self._done
-        )
+        kind = Cell if "context_id" in job else Execution
+        execution = kind(frame["id"], job, frame.get("note") or {}, self._limits, self._loop, self._send, self._done)
         execution.changed = self._files.changed
         self._executions[frame["id"]] = execution
+        if isinstance(execution, Cell):
+            self._contexts.run(job["context_id"], execution)
+            return
         self._begin(execution)
         self._loop.call_later(REFILL_S, self._stock.refill)
+
+    def _on_open_context(self, frame: Frame) -> None:
+        self._contexts.open(frame)
+
+    def _on_close_context(self, frame: Frame) -> None:
+        self._contexts.close(frame)
 
     def _on_stdin(self, frame: Frame) -> None:
         execution = self._executions.get(frame["id"])
@@ -217,6 +229,14 @@ class Agent:
             self._rlimits,
             bwrap=self._bwrap,
             devices=devices,
+        )
+
+    def _boot_context(self) -> Launcher:
+        if sys.platform == "darwin":
+            raise OSError("contexts need bubblewrap, which macOS has not")
+        compile_cells(self._scratch / CELLS.harness)
+        return Launcher(
+            self._loop, self._layout, CELLS, self._filter, self._rlimits, bwrap=self._bwrap, program=Dialogue
         )
 
     def _sweep(self, steps: Iterator[None]) -> None:
@@ -296,6 +316,7 @@ class Agent:
                 "languages": {name: {"handlers": bool(row.harness)} for name, row in self._languages.items()},
                 "wheels": self._wheels.is_dir(),
                 "executions": executions,
+                "contexts": self._contexts.known(),
             }
         )
 

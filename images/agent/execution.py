@@ -44,6 +44,11 @@ class Limits:
     drain_bytes: int
     preboot: dict[str, int]
     wheels: str | None = None
+    display_bytes: int = 8 << 20
+
+    def room(self, stream: str) -> int:
+        """Return how many bytes are kept of one stream."""
+        return self.display_bytes if stream == "display" else self.keep_bytes
 
     def rlimits(self) -> dict[int, int]:
         """Return the resource limits of a sandbox's program."""
@@ -173,7 +178,7 @@ class Execution:
         self._seen[stream] += len(data)
         if self._seen[stream] > self._limits.drain_bytes:
             self.stop("output_limit")
-        if room := self._limits.keep_bytes - self._kept[stream]:
+        if room := self._limits.room(stream) - self._kept[stream]:
             self._kept[stream] += min(room, len(data))
             self._add_output(stream, data[:room])
 

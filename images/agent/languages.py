@@ -57,6 +57,8 @@ LANGUAGES = {
     "shell": Language(program="/bin/bash", words=("/bin/bash", "-c", CODE, "bash")),
 }
 
+CELLS = Language(program=sys.executable, harness="cells.pyc", options=("-I", "-S", "-u"))  # of contexts, in Python
+
 
 def find_languages() -> dict[str, Language]:
     """Return the languages whose programs this image has, where a sandbox sees them."""

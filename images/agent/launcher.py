@@ -79,11 +79,12 @@ class Launcher:
         *,
         bwrap: str,
         devices: tuple[str, ...] = (),
+        program: type[Program] = Program,
     ) -> None:
         self.on_ready: Callable[[], None] = lambda: None
         self.on_end: Callable[[End], None] = lambda _end: None
         self.scratch = layout.make_scratch()
-        self.program = Program(loop, self._become_ready, pack=language.pack)
+        self.program = program(loop, self._become_ready, pack=language.pack)
         self._loop = loop
         self._layout = layout
         self._rlimits = rlimits
@@ -118,6 +119,15 @@ class Launcher:
         if self._init_fd != CLOSED:
             with suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._init_fd, signal.SIGKILL)
+
+    def interrupt(self) -> None:
+        """Interrupt the program, and it alone."""
+        with suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._program_fd, signal.SIGINT)
+
+    def pids(self) -> list[int]:
+        """Return the sandbox's init and all living processes below it."""
+        return [] if self._init_pid is None else [self._init_pid, *descendants(self._init_pid)]
 
     # --- boot
 

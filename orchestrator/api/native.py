@@ -8,7 +8,7 @@ from litestar.params import Parameter
 from litestar.status_codes import HTTP_200_OK, HTTP_204_NO_CONTENT
 
 from orchestrator import packages
-from orchestrator.api import executions, files, terminal
+from orchestrator.api import contexts, executions, files, terminal
 from orchestrator.api import packages as package_routes
 from orchestrator.api.paths import Sid
 from orchestrator.api.waiting import while_connected
@@ -126,6 +126,7 @@ router = Router(
         read_isolation,
         *files.handlers,
         terminal.attend,
+        *contexts.handlers,
         *package_routes.handlers,
     ],
     tags=["native"],
