@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.contexts import Ctx, has_ipython, main_of
+from tests.contexts import Ctx, has_ipython, main_of, running, until
 
 pytestmark = pytest.mark.skipif(not has_ipython(), reason="/usr/bin/python3 has no IPython: install python3-ipython")
 INTERRUPTED = "The cell was interrupted; the context lives, its variables are kept"
@@ -284,21 +284,6 @@ def test_a_cancelled_cell_is_interrupted_first_and_killed_after_that(fresh: Ctx,
         execution = answer.result()
     assert (execution["outcome"], execution["exit_code"], execution["stdout"]) == ("cancelled", seen, "begun\n")
     assert fresh.facts()["state"] == ("idle" if seen == 130 else "dead")
-
-
-def running(context: Ctx) -> list[str]:
-    """Return the ids of a context's cells that run or wait."""
-    found = context.client.get(f"{context.session}/executions").json()["executions"]
-    return [one["id"] for one in found if one["outcome"] is None and one["context_id"] == context.id]
-
-
-def until(look: Any) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + 20
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(0.02)
-    return found
 
 
 # --- death
