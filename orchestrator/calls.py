@@ -48,10 +48,14 @@ def create_session(
     idle_timeout_s: float | None = None,
     env: Mapping[str, str] | None = None,
     metadata: Mapping[str, str] | None = None,
+    network: models.Network | Mapping[str, Any] | None = None,
     packages: Sequence[str] | None = None,
 ) -> Call[models.Session]:
-    """Start a session; without an id the service gives it one. With `packages`, pip installs these first."""
-    life = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s}
+    """Start a session; without an id the service gives it one. `network` is what its code may reach.
+
+    With `packages`, pip installs these first.
+    """
+    life = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s, "network": network}
     fields = {"id": session_id, "template": template, "env": env, "metadata": metadata, "packages": packages} | life
     body = body_of(models.SessionRequest, fields)
     runs_s = EXECUTION_TIMEOUT_S if packages else 0.0
@@ -75,12 +79,18 @@ def extend_session(
     ttl_s: float | None = None,
     idle_timeout_s: float | None = None,
     metadata: Mapping[str, str] | None = None,
+    network: models.Network | Mapping[str, Any] | None = None,
 ) -> Call[models.Session]:
-    """Let a session's life count anew from now, or replace its metadata."""
-    fields = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s, "metadata": metadata}
+    """Let a session's life count anew from now, or replace its metadata or its network."""
+    fields = {"ttl_s": ttl_s, "idle_timeout_s": idle_timeout_s, "metadata": metadata, "network": network}
     return Call(
         method="PATCH", path=path_of(session_id), answer=models.Session, body=body_of(models.SessionPatch, fields)
     )
+
+
+def session_network(session_id: str) -> Call[models.SessionNetwork]:
+    """Read what a session may reach, what it is connected to, and what it was refused last."""
+    return Call(method="GET", path=f"{path_of(session_id)}/network", answer=models.SessionNetwork)
 
 
 def end_session(session_id: str) -> Call[None]:
@@ -173,11 +183,12 @@ def execute(
     files: Mapping[str, str | bytes] | None = None,
     language: models.Language | None = None,
     template: str | None = None,
+    network: models.Network | Mapping[str, Any] | None = None,
 ) -> Call[models.Execution]:
     """Run code or a command once, in a fresh container that is gone afterwards."""
     inputs = {"context": context, "args": args, "stdin": stdin, "env": env, "files": files_of(files)}
     what = {"code": code, "command": command, "handler": handler}
-    chosen = {"language": language, "template": template, "timeout_s": timeout_s}
+    chosen = {"language": language, "template": template, "timeout_s": timeout_s, "network": network}
     return execution_of("/v1/execute", models.OneShotRequest, what | chosen | inputs, event=event)
 
 

@@ -17,7 +17,7 @@ from orchestrator.languages import Languages
 from orchestrator.models import Stream
 from orchestrator.streams import Streams
 
-AGENT_VERSION = 8
+AGENT_VERSION = 9
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
@@ -94,6 +94,7 @@ class Container:
         self._hello: asyncio.Future[frames.Hello] | None = None
         self._nonce = ""
         self._session: str | None = None
+        self._network_port: int | None = None
         self._bound: asyncio.Future[str] | None = None
         self._acks: list[str] = []
         self._told: set[str] = set()  # acknowledged since the last pong
@@ -158,6 +159,12 @@ class Container:
         """Replace what the agent keeps. Unavailable while its stream is broken."""
         self.require()
         self._channel.send(frames.encode("bind", session=session, kept=kept))
+
+    def open_network(self, port: int | None) -> None:
+        """Have the agent listen on a port of the loopback, or, with None, on none."""
+        self._network_port = port
+        if self.is_usable and not self._channel.closed:
+            self._channel.send(frames.encode("network", port=port))
 
     async def execute(
         self, eid: str, job: dict[str, Any], *, note: dict[str, Any], deadline_s: float | None, sink: Sink, hold: bool
@@ -374,6 +381,8 @@ class Container:
                     self._channel.send(frames.encode("cancel", id=eid))
             elif not run.done.done():
                 run.done.set_exception(ContainerLost(NOT_ARRIVED))
+        if self._network_port is not None:
+            self.open_network(self._network_port)
         self._acks += sorted(self._told & known.keys())  # said to a stream that may have been broken by then
         self._told.clear()
         self._whole.set()

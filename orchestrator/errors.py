@@ -65,6 +65,12 @@ class CodeStorageFull(InvalidRequest):
     code, title = "code_storage_full", "Code storage full"
 
 
+class NetworkNotAllowed(InvalidRequest):
+    """A session asked for a network that this service or its engine does not give."""
+
+    code, title = "network_not_allowed", "Network not allowed"
+
+
 class Unauthorized(SandboxError):
     code, status, title = "unauthorized", 401, "Unauthorized"
 

@@ -43,6 +43,10 @@ class Metrics:
         self.reconcile = seconds("reconcile", "Time of one reconcile", "result")
         self.engine_call = seconds("engine_call", "Time of one call to the engine", "call", "result")
         self.function_invocations = counter("function_invocations", "Invocations of functions that ran", "outcome")
+        self.egress_connections = counter(
+            "egress_connections", "Connections that code asked for, once each has ended", "decision", "reason"
+        )
+        self.egress_bytes = counter("egress_bytes", "Bytes of those connections", "direction")
         self.refusals = counter("refusals", "Requests refused by admission", "reason")
 
     def begin(self, templates: Iterable[str]) -> None:

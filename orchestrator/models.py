@@ -20,6 +20,13 @@ Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=32)
 ]
 Seconds = Annotated[float, Meta(gt=0, description="seconds")]
+HostPattern = Annotated[
+    str,
+    Meta(min_length=1, max_length=280, description="a host with ports, such as `example.com:443` or `*.example.com`"),
+]
+HeaderName = Annotated[str, Meta(pattern=r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,64}\Z")]
+HeaderText = Annotated[str, Meta(pattern=r"^[\x21-\x7e](?:[\x20-\x7e]*[\x21-\x7e])?\Z", max_length=4096)]
+Headers = Annotated[dict[HeaderName, HeaderText], Meta(min_length=1, max_length=16)]
 Language = Literal["python", "javascript", "shell"]
 Outcome = Literal["ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost"]
 Source = Literal["warm", "cold"]
@@ -43,6 +50,24 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """What a client sends: an unknown field is refused."""
 
 
+class AllowedHost(Request, frozen=True):
+    """Hosts that may be reached by plain HTTP, and headers that are added on the way, out of the code's sight."""
+
+    host: HostPattern
+    headers: Headers
+
+
+class NetworkRules(Request, frozen=True):
+    """Hosts that a session may reach, as patterns with ports; what is denied is so whatever is allowed."""
+
+    allow: Annotated[list[HostPattern | AllowedHost], Meta(max_length=64)] = []
+    deny: Annotated[list[HostPattern], Meta(max_length=64)] = []
+
+
+Network = Literal["none", "public"] | NetworkRules
+EgressProtocol = Literal["connect", "http", "socks5"]
+
+
 class SessionRequest(Request, frozen=True):
     """Start a session; without `id` it gets one."""
 
@@ -52,16 +77,17 @@ class SessionRequest(Request, frozen=True):
     idle_timeout_s: Seconds | None = None
     env: Env = {}
     metadata: Metadata = {}
-    network: Literal["none"] = "none"
+    network: Network | None = None
     packages: Requirements = []
 
 
 class SessionPatch(Request, frozen=True):
-    """Extend a session: its life counts anew from now."""
+    """Extend a session: its life counts anew from now. A network that is given replaces the one before."""
 
     ttl_s: Seconds | None = None
     idle_timeout_s: Seconds | None = None
     metadata: Metadata | None = None
+    network: Network | None = None
 
 
 class Encoded(Request, frozen=True):
@@ -115,6 +141,24 @@ class OneShotRequest(ExecutionRequest, frozen=True):
     """Run once in a fresh container, which is gone afterwards."""
 
     template: str | None = None
+    network: Network | None = None
+
+
+class ShownHost(msgspec.Struct, frozen=True, kw_only=True):
+    """Allowed hosts with the names of the headers that are added for them."""
+
+    host: str
+    headers: list[str]
+
+
+class ShownRules(msgspec.Struct, frozen=True, kw_only=True):
+    """The rules of a session's network as they may be seen."""
+
+    allow: list[str | ShownHost]
+    deny: list[str]
+
+
+ShownNetwork = Literal["none", "public"] | ShownRules
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -128,7 +172,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
     idle_timeout_s: float
     executions: int
     source: Source
-    network: str
+    network: ShownNetwork
     metadata: dict[str, str]
     layers: dict[str, bool]
 
@@ -352,6 +396,49 @@ class Health(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     engine: str
     layers: dict[str, bool]
+
+
+class EgressConnection(msgspec.Struct, frozen=True, kw_only=True):
+    """A connection that is open; `bytes_in` came from the host, `bytes_out` went there."""
+
+    host: str
+    port: int
+    address: str | None
+    protocol: EgressProtocol
+    opened_at: datetime
+    bytes_in: int
+    bytes_out: int
+
+
+class EgressRefusal(msgspec.Struct, frozen=True, kw_only=True):
+    """A connection that was not made, and why; `decision` and `reason` are those of the metrics."""
+
+    at: datetime
+    host: str
+    port: int | None
+    decision: Literal["refused", "failed", "limited"]
+    reason: str
+    message: str
+
+
+class EgressCounters(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session's network carried since the session, or this service, began."""
+
+    allowed: int
+    refused: int
+    failed: int
+    limited: int
+    bytes_in: int
+    bytes_out: int
+
+
+class SessionNetwork(msgspec.Struct, frozen=True, kw_only=True):
+    """What a session may reach, what it is connected to, what it was refused last."""
+
+    policy: ShownNetwork
+    connections: list[EgressConnection]
+    counters: EgressCounters
+    refusals: list[EgressRefusal]
 
 
 class Readiness(msgspec.Struct, frozen=True, kw_only=True):

@@ -36,7 +36,7 @@ def recipes(settings: Settings) -> dict[str, Recipe]:
             cpu_quota=float(recipe.cpu_quota or settings.cpu_quota),
             memory_kb=int(recipe.memory_kb or settings.memory_limit),
             workspace_kb=int(recipe.workspace_kb or settings.workspace_limit),
-            network="none",
+            network="public" if settings.allow_network and settings.engine == "docker" else "none",
             languages=None,
         )
         preboot = by_language(PREBOOT) | by_language(settings.preboot) | by_language(recipe.preboot or {})

@@ -77,10 +77,12 @@ class Orchestrator:
                 async with engine_lock(self.engine, self.settings, alone=alone), self._serve():
                     yield
             finally:
+                self.sessions.border.close()
                 await self.engine.close()
 
     @asynccontextmanager
     async def _serve(self) -> AsyncIterator[None]:
+        await self.sessions.border.learn_own([] if self.engine.host is None else [self.engine.host])
         recipes = {name: pool.recipe for name, pool in self.pools.items()}
         await adopt(self.settings, self.engine, recipes, self.reconciler, self.sessions)
         self.invocations.warm.let_go()

@@ -13,6 +13,7 @@ import msgspec
 
 from orchestrator import models
 from orchestrator.container import Container
+from orchestrator.egress.outlet import Outlet
 from orchestrator.executions import Record
 from orchestrator.files import Workspace
 from orchestrator.models import EndReason, SessionRequest, Source
@@ -26,6 +27,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent keeps of its session, for the orchestrator that adopts it. Seconds count from when it was told."""
 
     source: Source
+    network: models.ShownNetwork = "none"
     env: dict[str, str]
     metadata: dict[str, str]
     age_s: float
@@ -36,11 +38,14 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 class Session:
     """A client's use of one container. All times are monotonic."""
 
-    def __init__(self, sid: str, container: Container, kept: Kept, *, limit: int, told_ago_s: float = 0.0) -> None:
+    def __init__(
+        self, sid: str, container: Container, kept: Kept, outlet: Outlet, *, limit: int, told_ago_s: float = 0.0
+    ) -> None:
         self.id = sid
+        self.outlet = outlet
         self.container = container
         self.source = kept.source
-        self.env = kept.env
+        self._env = kept.env
         self.metadata = kept.metadata
         self.used = time.monotonic()
         self.created = self.used - told_ago_s - kept.age_s
@@ -54,6 +59,11 @@ class Session:
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.running: dict[str, asyncio.Task[None]] = {}
         self.keys: dict[str, str] = {}
+
+    @property
+    def env(self) -> dict[str, str]:
+        """The environment of its executions."""
+        return self.outlet.environment | self._env
 
     @property
     def background(self) -> int:
@@ -124,13 +134,15 @@ class Session:
         now = time.monotonic()
         kept = Kept(
             source=self.source,
-            env=self.env,
+            network=self.outlet.policy.shown(),
+            env=self._env,
             metadata=self.metadata,
             age_s=now - self.created,
             expires_in_s=self.expires - now,
             idle_timeout_s=self.idle_timeout_s,
         )
-        return msgspec.structs.asdict(kept)
+        facts: dict[str, Any] = msgspec.to_builtins(kept)
+        return facts
 
     def facts(self) -> models.Session:
         """Return what a client sees."""
@@ -144,15 +156,23 @@ class Session:
             idle_timeout_s=self.idle_timeout_s,
             executions=self.count,
             source=self.source,
-            network="none",
+            network=self.outlet.policy.shown(),
             metadata=self.metadata,
             layers=self.container.layers,
         )
 
 
 def new(
-    sid: str, container: Container, request: SessionRequest, source: Source, *, limit: int, **life: float
+    sid: str,
+    container: Container,
+    request: SessionRequest,
+    source: Source,
+    outlet: Outlet,
+    *,
+    limit: int,
+    **life: float,
 ) -> Session:
     """Return a session that a client just asked for; `life` is `expires_in_s` and `idle_timeout_s`."""
-    kept = Kept(source=source, env=request.env, metadata=request.metadata, age_s=0.0, **life)
-    return Session(sid, container, kept, limit=limit)
+    network = outlet.policy.shown()
+    kept = Kept(source=source, network=network, env=request.env, metadata=request.metadata, age_s=0.0, **life)
+    return Session(sid, container, kept, outlet, limit=limit)

@@ -13,6 +13,9 @@ import structlog
 from orchestrator import bundle, cells, models
 from orchestrator.admission import Admission
 from orchestrator.container import Container
+from orchestrator.egress.border import Border
+from orchestrator.egress.outlet import Outlet
+from orchestrator.egress.policy import Policy
 from orchestrator.errors import (
     ExecutionNotFound,
     InvalidRequest,
@@ -50,6 +53,7 @@ class Sessions:
     ) -> None:
         self.held: dict[str, Session] = {}
         self.admission = Admission(settings, metrics)
+        self.border = Border(settings, metrics)
         self._settings = settings
         self._pools = pools
         self._default = next(iter(pools))
@@ -73,10 +77,12 @@ class Sessions:
             "expires_in_s": self.admission.ttl_s(request.ttl_s),
             "idle_timeout_s": request.idle_timeout_s or self._settings.idle_timeout_seconds,
         }
+        policy = self._policy(request.network, self._pool(request.template))
         opened = self._opening[sid] = asyncio.Event()
         try:
             container, source = await self._acquire(request.template)
-            session = new(sid, container, request, source, limit=self._settings.session_executions, **life)
+            outlet = Outlet(self.border, container, sid, policy)
+            session = new(sid, container, request, source, outlet, limit=self._settings.session_executions, **life)
             try:
                 await container.bind(sid, session.kept())
             except BaseException:  # cancelled as well: no container is left behind
@@ -109,9 +115,11 @@ class Sessions:
         raise SessionEnded(f"The session {sid} has ended ({ended}): start a new one")
 
     def patch(self, sid: str, patch: SessionPatch) -> Session:
-        """Extend a session, or replace its metadata."""
+        """Extend a session, or replace its metadata or network."""
         session = self.get(sid)
         session.container.require()
+        pool = self._pools[session.container.template]
+        policy = None if patch.network is None else self._policy(patch.network, pool)
         now = time.monotonic()
         if patch.ttl_s is not None:
             session.expires = now + self.admission.ttl_s(patch.ttl_s)
@@ -119,6 +127,8 @@ class Sessions:
             session.idle_timeout_s = patch.idle_timeout_s
         if patch.metadata is not None:
             session.metadata = patch.metadata
+        if policy is not None:
+            session.outlet.change(policy)
         session.used = now
         session.container.keep(sid, session.kept())
         return session
@@ -133,7 +143,9 @@ class Sessions:
         except msgspec.ValidationError:  # kept by an orchestrator of another version
             return False
         limit = self._settings.session_executions
-        session = Session(hello.session, container, kept, limit=limit, told_ago_s=hello.kept_age_s)
+        policy = self.border.adopt(kept.network, given=self._pools[container.template].recipe.template.network)
+        outlet = Outlet(self.border, container, hello.session, policy)
+        session = Session(hello.session, container, kept, outlet, limit=limit, told_ago_s=hello.kept_age_s)
         self.held[session.id] = session
         for known in hello.executions:
             record = Record(known.id, session.id, notes[known.id], age_s=known.age_s)
@@ -149,6 +161,7 @@ class Sessions:
         if len(self._ended) > ENDED:
             self._ended.popitem(last=False)
         self._metrics.sessions_ended.labels(session.container.template, reason).inc()
+        session.outlet.close()
         self._discard(session.container, "lost" if reason == "lost" else "ended")
         log.info(
             "session_ended",
@@ -247,10 +260,12 @@ class Sessions:
         if pool.languages is not None:  # else the container tells, once there is one
             check(request, pool.languages, template=pool.recipe.template.name)
         self.admission.execution(in_session=0, in_flight=self.in_flight - len(self._background))
+        policy = self._policy(request.network, pool)
         name = f"once-{secrets.token_hex(8)}"
         self.one_shots.add(name)
         try:
             container, _ = await self._acquire(request.template)
+            outlet = Outlet(self.border, container, name, policy)
             try:
                 check(request, container.languages, template=container.template)
                 await container.bind(name, {})
@@ -258,10 +273,11 @@ class Sessions:
                 workspace = Workspace(container)
                 limit = self._pools[container.template].workspace_bytes
                 await bundle.bring(workspace, request.files, limit=limit)
-                await self._execute(record, container, request, {})
+                await self._execute(record, container, request, outlet.environment)
                 if record.facts.artifacts:
                     record.facts.artifacts = await bundle.take(workspace, record.facts.artifacts)
             finally:
+                outlet.close()
                 self._discard(container, "ended")
         finally:
             self.one_shots.discard(name)
@@ -336,6 +352,7 @@ class Sessions:
         for task in tasks:
             task.cancel()
         for session in self.held.values():
+            session.outlet.close()
             session.container.close("the service ended")
         if tasks:
             await asyncio.wait(tasks)
@@ -427,6 +444,9 @@ class Sessions:
             names = ", ".join(self._pools)
             raise UnknownTemplate(f"There is no template {template}: use one of {names}")
         return pool
+
+    def _policy(self, network: models.Network | None, pool: Pool) -> Policy:
+        return self.border.policy(network, given=pool.recipe.template.network)
 
     async def _acquire(self, template: str | None) -> tuple[Container, Source]:
         pool = self._pool(template)

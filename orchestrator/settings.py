@@ -10,6 +10,7 @@ import msgspec
 from msgspec import Meta
 
 from orchestrator.errors import SettingsError
+from orchestrator.hosts import BadPattern, Pattern, parse_pattern
 from orchestrator.models import ID_PATTERN, Language
 
 PREFIX = "SANDBOX_"
@@ -75,8 +76,24 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         65536
     )
     allow_network: Annotated[
-        bool, Meta(description="sessions may be given egress (there is none yet: every session has `none`)")
+        bool, Meta(description="sessions may reach the network, and by default all that is public; Docker engine only")
     ] = True
+    egress_allow: Annotated[
+        str, Meta(description="patterns of hosts, separated by commas, that sessions may reach at most")
+    ] = "*"
+    egress_deny: Annotated[
+        str, Meta(description="patterns of hosts, separated by commas, that no session may reach")
+    ] = ""
+    egress_connections: Annotated[int, Meta(ge=1, le=128, description="connections of one session at once")] = 32
+    egress_max_connections: Annotated[int, Meta(ge=1, description="connections of all sessions at once")] = 512
+    egress_bytes: Annotated[int, Meta(ge=1024, description="bytes that a session may receive, and as many sent")] = (
+        1 << 34
+    )
+    egress_connect_seconds: Annotated[Positive, Meta(description="longest look-up and connect of one connection")] = (
+        10.0
+    )
+    egress_idle_seconds: Annotated[Positive, Meta(description="silence that ends a connection")] = 300.0
+    egress_total_seconds: Annotated[Positive, Meta(description="longest life of a connection")] = 3600.0
     timeout_seconds: Annotated[Positive, Meta(description="timeout of an execution that names none")] = 300.0
     max_timeout_seconds: Annotated[Positive, Meta(description="longest timeout that an execution may ask for")] = 3600.0
     max_output: Annotated[int, Meta(ge=1024, description="bytes kept of stdout, of stderr and of the value")] = 1048576
@@ -164,6 +181,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
             raise ValueError("SANDBOX_TTL_SECONDS is above SANDBOX_MAX_TTL_SECONDS")
         if self.drain_output < self.max_output:
             raise ValueError("SANDBOX_DRAIN_OUTPUT is below SANDBOX_MAX_OUTPUT")
+        for name, text in (("ALLOW", self.egress_allow), ("DENY", self.egress_deny)):
+            try:
+                patterns_of(text)
+            except BadPattern as error:
+                raise ValueError(f"SANDBOX_EGRESS_{name}: {error}") from None
         if not (is_loopback(self.host) or self.api_keys or self.allow_unauthenticated):
             raise ValueError(
                 f"SANDBOX_HOST={self.host} is not a loopback address: set SANDBOX_API_KEYS, "
@@ -192,6 +214,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 fallback = found.get(name) or msgspec.structs.replace(default, pool_size=0)
                 found[name] = msgspec.structs.replace(fallback, **given)
         return found
+
+
+def patterns_of(text: str) -> list[Pattern]:
+    """Return the patterns of hosts of a setting. BadPattern when one is none."""
+    return [parse_pattern(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def is_loopback(host: str) -> bool:

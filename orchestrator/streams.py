@@ -14,7 +14,8 @@ from orchestrator.channel import Channel
 from orchestrator.errors import ContainerLost, Unavailable
 
 WINDOW = 256 * 1024
-LIMIT = 128  # streams that an agent may have opened at once
+FIRST_WINDOW = 32 * 1024  # of a stream that the agent opened, until it is welcome
+LIMIT = 256  # streams that an agent may have opened at once
 
 
 class StreamRefused(Exception):
@@ -29,13 +30,16 @@ class StreamRefused(Exception):
 class Stream:
     """One stream. Every wait ends with ContainerLost when the container is lost."""
 
-    def __init__(self, streams: "Streams", sid: str, kind: str, facts: dict[str, Any], *, credit: int) -> None:
+    def __init__(
+        self, streams: "Streams", sid: str, kind: str, facts: dict[str, Any], *, credit: int, window: int = WINDOW
+    ) -> None:
         self.id = sid
         self.kind = kind
         self.facts = facts
         self._streams = streams
         self._credit = credit
-        self._granted = WINDOW
+        self._window = window
+        self._granted = window
         self._taken = 0
         self._pieces: deque[bytes] = deque()
         self._finished = False
@@ -45,18 +49,28 @@ class Stream:
 
     async def read(self) -> bytes:
         """Return the next bytes, empty at the end. StreamRefused when the agent ended it for a reason."""
+        if not (data := await self.receive()):
+            await self.outcome()
+        return data
+
+    async def receive(self) -> bytes:
+        """Return the next bytes, empty once no more come: the other direction may go on. StreamRefused as `read`."""
         while not self._pieces:
             if self._finished or self._end is not None:
-                await self.outcome()
+                self._check()
                 return b""
             await self._change()
         data = self._pieces.popleft()
         self._taken += len(data)
-        if self._taken >= WINDOW // 2 and not self._finished and self._end is None:
-            self._granted += self._taken
-            self._streams.send(frames.encode("credit", id=self.id, count=self._taken))
+        if self._taken >= self._window // 2:
+            self._grant(self._taken)
             self._taken = 0
         return data
+
+    def widen(self) -> None:
+        """Welcome a stream that the agent opened: it may send ahead as much as any other."""
+        more, self._window = WINDOW - self._window, WINDOW
+        self._grant(more)
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
         while data := await self.read():
@@ -67,9 +81,9 @@ class Stream:
         view = memoryview(data)
         while view:
             while not self._credit:
-                self._check()
+                self._check_open()
                 await self._change()
-            self._check()
+            self._check_open()
             piece = view[: min(frames.PART, self._credit)]
             view = view[len(piece) :]
             self._credit -= len(piece)
@@ -113,6 +127,11 @@ class Stream:
         self._lost = reason
         self._changed.set()
 
+    def _grant(self, count: int) -> None:
+        if count and not self._finished and self._end is None and self._lost is None:
+            self._granted += count
+            self._streams.send(frames.encode("credit", id=self.id, count=count))
+
     async def _change(self) -> None:
         if self._lost is not None:
             raise ContainerLost(self._lost)
@@ -124,6 +143,11 @@ class Stream:
             raise ContainerLost(self._lost)
         if self._end is not None and self._end.code is not None:
             raise StreamRefused(self._end.code, self._end.message)
+
+    def _check_open(self) -> None:
+        self._check()
+        if self._end is not None:
+            raise StreamRefused("stream_ended", "The agent has ended the stream")
 
 
 class Streams:
@@ -187,11 +211,14 @@ class Streams:
         return len(self._open)
 
     def _opened(self, frame: frames.Open) -> None:
-        if self.on_open is None or frame.id != f"a{self._agents_numbers + 1}" or len(self._open) >= LIMIT:
+        opened = sum(sid.startswith("a") for sid in self._open)
+        if self.on_open is None or frame.id != f"a{self._agents_numbers + 1}" or opened >= LIMIT:
             raise ContainerLost("the agent opened a stream that nobody allowed")
         self._agents_numbers += 1
-        stream = self._open[frame.id] = Stream(self, frame.id, frame.kind, frame.facts, credit=frame.credit)
-        self.send(frames.encode("credit", id=frame.id, count=WINDOW))
+        stream = self._open[frame.id] = Stream(
+            self, frame.id, frame.kind, frame.facts, credit=frame.credit, window=FIRST_WINDOW
+        )
+        self.send(frames.encode("credit", id=frame.id, count=FIRST_WINDOW))
         self.on_open(stream)
 
     def _was_known(self, sid: str) -> bool:

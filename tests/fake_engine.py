@@ -27,6 +27,7 @@ class Played:
         self.is_cut = False
         self.holding = holding
         self.session: str | None = None
+        self.port: int | None = None
         self.kept: frames.Frame | None = None
         self.kept_age_s = 0.0
         self.notes: dict[str, frames.Frame] = {}
@@ -124,6 +125,9 @@ class Played:
         self.session, self.kept = frame["session"], frame["kept"]
         self.say("bound", session=self.session)
 
+    def _on_network(self, frame: frames.Frame) -> None:
+        self.port = frame["port"]
+
     def _on_ping(self, frame: frames.Frame) -> None:
         self.say("pong", number=frame["number"])
 
@@ -148,6 +152,7 @@ class Stage:
     """An engine whose agents are played; `agents` are the containers that exist."""
 
     name = "local"
+    host = None
     reattaches = False
     required_layers: frozenset[str] = frozenset()
 
@@ -194,6 +199,7 @@ class FakeEngine:
     """
 
     name = "local"
+    host = None
     required_layers: frozenset[str] = frozenset()
 
     def __init__(self, inner: Engine, *, reattaches: bool = False) -> None:

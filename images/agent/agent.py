@@ -18,6 +18,7 @@ from canary import CANARY
 from context import Cell
 from contexts import Contexts, compile_cells
 from dialogue import Dialogue
+from egress import Egress
 from execution import Execution, Limits
 from files import Files
 from frames import Frame, Lines, decode, encode
@@ -30,7 +31,7 @@ from stock import BOOT_RETRY_S, Stock
 from streams import Streams
 from terminal import Terminals
 
-VERSION = 8
+VERSION = 9
 BAKED_WHEELS = "/opt/sandbox/wheels"  # of an image that brings packages for pip
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself
@@ -61,6 +62,7 @@ class Agent:
         self._parts: dict[str, list[bytes]] = {}
         self._sweeps: list[Iterator[None]] = []
         self._streams = Streams(self._loop, self._send, lambda: len(self._out))
+        self._egress = Egress(self._loop, self._streams)
         self._files = Files(workspace, self._sweep)
         archives = Archives(self._take, self._leave)
         self._contexts = Contexts(self._loop, self._boot_context, self._leave, self._send)
@@ -128,6 +130,7 @@ class Agent:
     def _on_hello(self, frame: Frame) -> None:
         self._hello = frame
         self._streams.drop()
+        self._egress.listen(None)  # until the new one says what the session may
         self._parts.clear()  # of a dead client: the new one says all of it
         if self._canary is not None:
             self._greet()
@@ -180,6 +183,9 @@ class Agent:
     def _on_resync(self, frame: Frame) -> None:
         if execution := self._executions.get(frame["id"]):
             execution.resend(frame["seq"])
+
+    def _on_network(self, frame: Frame) -> None:
+        self._egress.listen(frame["port"])
 
     def _on_open(self, frame: Frame) -> None:
         self._streams.take(frame)

@@ -13,7 +13,8 @@ from frames import CHUNK, Frame
 from loop import Loop
 
 WINDOW = 256 * 1024  # bytes granted ahead
-LIMIT = 64  # streams at once
+LIMIT = 64  # streams at once that the orchestrator opened
+OWN_LIMIT = 160  # streams at once that were opened here
 BUSY = 128 * 1024  # bytes that wait to be written to the channel, above which streams pause
 
 
@@ -146,9 +147,14 @@ class Streams:
         elif self.forget(sid):
             stream.on_close()
 
+    @property
+    def has_room(self) -> bool:
+        """Whether another stream may be opened here."""
+        return self._count("a") < OWN_LIMIT
+
     def open(self, kind: str, **facts: Any) -> Stream | None:
         """Open a stream to the orchestrator; None when there are too many."""
-        if len(self._open) >= LIMIT:
+        if not self.has_room:
             return None
         self._numbers += 1
         stream = self._open[f"a{self._numbers}"] = Stream(self, f"a{self._numbers}", 0)
@@ -178,9 +184,12 @@ class Streams:
             if self.forget(stream.id):
                 stream.on_close()
 
+    def _count(self, owner: str) -> int:
+        return sum(sid.startswith(owner) for sid in self._open)
+
     def _opened(self, sid: str, frame: Frame) -> None:
         stream = Stream(self, sid, frame["credit"])
-        crowded = len(self._open) >= LIMIT
+        crowded = self._count("o") >= LIMIT
         self._open[sid] = stream
         self._try(stream, lambda: self._start(stream, frame, crowded=crowded))
 

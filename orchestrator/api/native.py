@@ -19,6 +19,7 @@ from orchestrator.models import (
     PoolPage,
     PoolState,
     Session,
+    SessionNetwork,
     SessionPage,
     SessionPatch,
     SessionRequest,
@@ -60,8 +61,14 @@ async def read_session(service: Orchestrator, sid: Sid) -> Session:
 
 @patch("/sessions/{sid:str}", summary="Extend a session")
 async def extend_session(service: Orchestrator, sid: Sid, data: SessionPatch) -> Session:
-    """Count the session's life anew from now, or replace its metadata."""
+    """Count the session's life anew from now, or replace its metadata or network."""
     return service.sessions.patch(sid, data).facts()
+
+
+@get("/sessions/{sid:str}/network", summary="Read a session's network")
+async def read_network(service: Orchestrator, sid: Sid) -> SessionNetwork:
+    """Return what a session may reach, its open connections, what they carried, and the last refusals."""
+    return service.sessions.get(sid).outlet.facts()
 
 
 @delete("/sessions/{sid:str}", status_code=HTTP_204_NO_CONTENT, summary="End a session")
@@ -118,6 +125,7 @@ router = Router(
         list_sessions,
         read_session,
         extend_session,
+        read_network,
         end_session,
         *executions.handlers,
         execute_once,

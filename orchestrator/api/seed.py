@@ -23,6 +23,7 @@ CODES = {
     "invalid_request": "INVALID_CODE",
     "file_not_found": "FILE_NOT_FOUND",
 }
+ALLOWED: dict[bool, Literal["none", "public"]] = {False: "none", True: "public"}
 LIMIT_STATUS, TIMEOUT_STATUS = 429, 408
 
 
@@ -102,7 +103,9 @@ async def healthy() -> dict[str, str]:
 @post("/session/{sid:str}", status_code=HTTP_200_OK, summary="Start a session")
 async def create_session(service: Orchestrator, sid: Sid, data: NewSession | None = None) -> dict[str, str]:
     """Start a session under the given id."""
-    await service.sessions.create(SessionRequest(id=sid, ttl_s=data.timeout if data else None))
+    asked = data or NewSession()
+    network = None if asked.allow_network is None else ALLOWED[asked.allow_network]
+    await service.sessions.create(SessionRequest(id=sid, ttl_s=asked.timeout, network=network))
     return {"session_id": sid}
 
 

@@ -65,6 +65,10 @@ class Engine(Protocol):
     reattaches: bool
     required_layers: frozenset[str]
 
+    @property
+    def host(self) -> str | None:
+        """The host that the engine is on, when that is another than ours."""
+
     async def check(self) -> dict[str, Any]:
         """Return facts about the engine (version, cpus, ...); EngineError when it cannot serve."""
 

@@ -6,6 +6,7 @@ import os
 import re
 import ssl
 import time
+import urllib.parse
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -63,6 +64,11 @@ class DockerEngine:
         if not url.startswith(("unix://", "tcp://", "http://", "https://")):
             raise EngineError(f"DOCKER_HOST={url} is not supported: use a unix:// or tcp:// address")
         return url
+
+    @property
+    def host(self) -> str | None:
+        where = urllib.parse.urlsplit(self._url)
+        return None if where.scheme == "unix" else where.hostname
 
     @cached_property
     def _tls(self) -> docker.tls.TLSConfig | None:

@@ -25,6 +25,7 @@ class LocalEngine:
     """Agents as child processes. They end with this process: nothing is left to adopt."""
 
     name = "local"
+    host = None
     reattaches = False
     required_layers = frozenset(
         ["seatbelt"]

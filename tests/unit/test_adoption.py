@@ -14,6 +14,9 @@ from prometheus_client import CollectorRegistry
 from orchestrator.adoption import adopt
 from orchestrator.channel import Channel
 from orchestrator.container import AGENT_VERSION, HELD, Container
+from orchestrator.egress.border import Border
+from orchestrator.egress.outlet import Outlet
+from orchestrator.egress.policy import Policy
 from orchestrator.engine import Spec
 from orchestrator.errors import ContainerLost, EngineError, ExecutionNotFound, KeyReused, SessionNotFound, Unavailable
 from orchestrator.frames import LINE_LIMIT, AnyAgentFrame, Result
@@ -52,26 +55,32 @@ def new_container() -> Container:
     return Container(SPEC, "python", output_limit=1000, on_lost=lambda lost: None)
 
 
+def new_session(kept: Kept, **times: Any) -> Session:
+    container = new_container()
+    border = Border(Settings(engine="local"), Metrics(CollectorRegistry()))
+    return Session("s", container, kept, Outlet(border, container, "s", Policy("none", border.bounds)), **times)
+
+
 # --- what the agent keeps of a session
 
 
 @pytest.mark.parametrize("told_ago_s", [0.0, 30.0, 900.0])
 async def test_a_session_that_is_told_again_has_the_same_times_whenever_it_was_told(told_ago_s: float) -> None:
     before = time.monotonic()
-    session = Session("s", new_container(), KEPT, limit=4, told_ago_s=told_ago_s)
+    session = new_session(KEPT, limit=4, told_ago_s=told_ago_s)
     after = time.monotonic()
     assert before <= session.used <= after
     assert before <= session.created + 100.0 + told_ago_s <= after
     assert before <= session.expires - 500.0 + told_ago_s <= after
     told = msgspec.convert(session.kept(), Kept)
-    again = Session("s", new_container(), told, limit=4, told_ago_s=0.0)
+    again = new_session(told, limit=4, told_ago_s=0.0)
     assert session.created == pytest.approx(again.created, abs=0.1)
     assert session.expires == pytest.approx(again.expires, abs=0.1)
     assert (KEPT.env, KEPT.metadata, KEPT.idle_timeout_s) == (again.env, again.metadata, again.idle_timeout_s)
 
 
 async def test_a_session_that_expired_while_nobody_looked_is_overdue_when_it_is_told() -> None:
-    session = Session("s", new_container(), KEPT, limit=4, told_ago_s=501.0)
+    session = new_session(KEPT, limit=4, told_ago_s=501.0)
     assert session.overdue(time.monotonic()) == "expired"
 
 

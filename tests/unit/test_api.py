@@ -460,6 +460,7 @@ ROUTES = {
     "/metrics": {"get"},
     "/v1/sessions": {"get", "post"},
     "/v1/sessions/{sid}": {"get", "patch", "delete"},
+    "/v1/sessions/{sid}/network": {"get"},
     "/v1/sessions/{sid}/executions": {"get", "post"},
     "/v1/sessions/{sid}/executions/{eid}": {"get", "delete"},
     "/v1/sessions/{sid}/executions/{eid}/events": {"get"},

@@ -187,7 +187,7 @@ def test_the_documented_websockets_are_those_that_are_served() -> None:
     [
         ("### Session request", models.SessionRequest, set()),
         ("### Session", models.Session, set()),
-        ("### Execution request", models.OneShotRequest, {"template"}),
+        ("### Execution request", models.OneShotRequest, {"template", "network"}),
         ("### Execution", models.Execution, set()),
     ],
 )

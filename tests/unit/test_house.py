@@ -22,9 +22,11 @@ AGENT = ROOT / "images" / "agent"
 
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
-    0: "orchestrator models errors settings calls exchange following remote",
+    0: "orchestrator hosts models errors settings calls exchange following remote",
     1: "frames languages log metrics output turns",
-    2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams contexts cells container files terminal recipes",
+    2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams contexts cells container files terminal recipes "
+    "egress egress.addresses egress.policy egress.resolve egress.border egress.relay egress.http egress.socks "
+    "egress.serve egress.outlet",
     3: "pool bundle executions session admission stdin events sessions packages functions unpack warm invocations",
     4: "backoff observer plan removals starts reconciler adoption lock",
     5: "service",

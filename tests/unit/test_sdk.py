@@ -109,7 +109,7 @@ def test_the_twins_have_the_same_methods_with_the_same_parameters() -> None:
 def test_a_method_shows_help_and_parameters_of_its_call() -> None:
     signature = inspect.signature(SandboxClient.extend_session)
 
-    assert list(signature.parameters) == ["self", "session_id", "ttl_s", "idle_timeout_s", "metadata"]
+    assert list(signature.parameters) == ["self", "session_id", "ttl_s", "idle_timeout_s", "metadata", "network"]
     assert models.Session is signature.return_annotation
     assert "count anew" in str(SandboxClient.extend_session.__doc__)
 

@@ -27,6 +27,14 @@ TABLE = [
     ("WORKSPACE_LIMIT", "65536", "1023", "a whole number at least 1024"),
     ("SCRATCH_LIMIT", "65536", "1023", "a whole number at least 1024"),
     ("ALLOW_NETWORK", "true", "2", "true or false"),
+    ("EGRESS_ALLOW", "*", None, "text"),
+    ("EGRESS_DENY", "", None, "text"),
+    ("EGRESS_CONNECTIONS", "32", "129", "a whole number at least 1 at most 128"),
+    ("EGRESS_MAX_CONNECTIONS", "512", "0", "a whole number at least 1"),
+    ("EGRESS_BYTES", "17179869184", "1 GB", "a whole number at least 1024"),
+    ("EGRESS_CONNECT_SECONDS", "10", "0", "a number above 0"),
+    ("EGRESS_IDLE_SECONDS", "300", "0", "a number above 0"),
+    ("EGRESS_TOTAL_SECONDS", "3600", "0", "a number above 0"),
     ("TIMEOUT_SECONDS", "300", "5m", "a number above 0"),
     ("MAX_TIMEOUT_SECONDS", "3600", "inf", "a number above 0"),
     ("MAX_OUTPUT", "1048576", "1023", "a whole number at least 1024"),
@@ -241,3 +249,11 @@ def test_a_bad_templates_file_is_refused_in_one_line(tmp_path: Path, text: str, 
 def test_a_missing_templates_file_is_refused() -> None:
     with pytest.raises(SettingsError, match="No such file"):
         load({"SANDBOX_TEMPLATES_FILE": "/nowhere.toml"}).recipes()
+
+
+@pytest.mark.parametrize("name", ["EGRESS_ALLOW", "EGRESS_DENY"])
+@pytest.mark.parametrize("value", ["a..b", "*,a:0", "10.0.0.1/8", "0x7f.1"])
+def test_what_is_no_pattern_of_hosts_is_refused_with_its_variable(name: str, value: str) -> None:
+    line = refusal(**{name: value})
+    assert line.startswith(f"SANDBOX_{name}: `")
+    assert value.rpartition(",")[2] in line
