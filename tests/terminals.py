@@ -4,6 +4,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -125,5 +126,24 @@ def start_session(live: Live, **fields: Any) -> str:
 
 def resident_kb(pid: int) -> int:
     """Return the resident memory of a process, in KB."""
-    with open(f"/proc/{pid}/status", encoding="ascii") as file:  # noqa: PTH123
-        return next(int(line.split()[1]) for line in file if line.startswith("VmRSS"))
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def running(mark: str) -> list[int]:
+    """Return the processes of this machine that have a mark in their command line."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if mark.encode() in path.read_bytes():
+                found.append(int(path.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+async def are_running(mark: str, count: int) -> None:
+    """Wait until so many processes have the mark in their command line."""
+    async with asyncio.timeout(SOON_S):
+        while len(running(mark)) != count:
+            await asyncio.sleep(0.02)

@@ -8,11 +8,13 @@ from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
 from litestar.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+from websockets.frames import CloseCode, Frame
 
 from orchestrator.api.guard import HEADERS
 from orchestrator.api.problems import PROBLEM_JSON, problem_of
 
 MESSAGE_LIMIT = 256 * 1024  # bytes of one message of a client
+PIECES = 1024  # that a client may send a message in
 PING_S = 20.0  # between an answer and the next ping; and how long its answer may take
 CLOSE_S = 10.0  # for a peer to take what was sent before the end
 GONE, REFUSAL = "socket_gone", "socket_refusal"  # in a scope's state
@@ -42,6 +44,13 @@ class Socket(WebSocketsSansIOProtocol):
             return
         super().keepalive_timeout()
         self.transport.abort()  # what it does not read would keep it open
+
+    def handle_cont(self, event: Frame) -> None:
+        if len(self.frames) < PIECES:
+            super().handle_cont(event)
+        elif not self.close_sent:  # the limit on a message does not count empty ones
+            self.conn.fail(CloseCode.MESSAGE_TOO_BIG)
+            self.handle_parser_exception()
 
     def on_task_complete(self, task: asyncio.Task[None]) -> None:
         super().on_task_complete(task)

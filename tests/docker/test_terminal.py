@@ -1,14 +1,15 @@
 """The terminal in a real container: what its sandbox sees of terminals, and what hostile code makes of it."""
 
+import os
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 
-from tests.live import Live
+from tests.live import Live, serve
 from tests.screen import Screen
-from tests.terminals import sit, start_session
+from tests.terminals import are_running, sit, start_session
 
 REFUSED = ("TIOCSTI", "TIOCLINUX", "TIOCCONS", "TIOCSETD")
 PUSH = f"""
@@ -101,6 +102,23 @@ async def test_memory_that_runs_out_ends_the_program_and_not_the_container(docke
         await seat.until(b"over")
     async with sit(docker_service, sid, command="echo again") as seat:
         await seat.until(b"again")
+
+
+async def test_after_a_crash_of_the_service_its_terminals_are_gone_and_the_session_is_not(
+    real_engine: None, state_dir: Path
+) -> None:
+    life = {"instance": f"terminal-crash-{os.getpid()}", "engine": "docker", "uid_base": "51100", "pool_size": "0"}
+    with serve(state_dir, **life) as first:
+        sid = start_session(first)
+        async with sit(first, sid, command="trap '' HUP; sleep 4721.25") as seat:
+            await are_running("sleep\x004721.25", 1)
+            first.process.kill()
+            assert (await seat.end())[0] == 1006
+    await are_running("sleep\x004721.25", 1)
+    with serve(state_dir, **life) as second:
+        await are_running("sleep\x004721.25", 0)
+        async with sit(second, sid, command="echo again") as seat:
+            await seat.until(b"again")
 
 
 @pytest.mark.filterwarnings("ignore:.*forkpty.*:DeprecationWarning")
