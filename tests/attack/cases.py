@@ -1,4 +1,4 @@
-"""The cases of attacks.json, and the four ways in which one can end."""
+"""The cases of attacks.json, and the three ways in which one can end."""
 
 import json
 from collections.abc import Iterable
@@ -9,8 +9,8 @@ import msgspec
 
 FILE = Path(__file__).with_name("attacks.json")
 Kind = Literal["code", "http", "file", "lifecycle"]
-Verdict = Literal["pass", "fail", "n/a", "later"]
-VERDICTS: tuple[Verdict, ...] = ("pass", "fail", "n/a", "later")
+Verdict = Literal["pass", "fail", "n/a"]
+VERDICTS: tuple[Verdict, ...] = ("pass", "fail", "n/a")
 
 
 class Case(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -38,10 +38,6 @@ class Failed(AssertionError):
 
 class NotApplicable(Exception):
     """What the case attacks does not exist here."""
-
-
-class Later(Exception):
-    """The service is not yet meant to do this, or the runner cannot bring it about on this engine."""
 
 
 def check(holds: object, reason: str) -> None:

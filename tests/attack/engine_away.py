@@ -71,19 +71,20 @@ def owned(live: Live) -> int:
     return len(live.client.get("/v1/sessions").json()["sessions"]) + int(pool["ready"]) + int(pool["starting"])
 
 
-def settles(live: Live, *, orphans: bool = True) -> None:
-    """Wait until the pool is full again and every container has its owner, those included that wait out their grace."""
-    until(live.is_ready, RECOVERY_S, "the pool is not full again")
+def settles(live: Live, *, orphans: bool = True) -> str:
+    """Wait until the pool is full again and every container has its owner; return how long that took."""
+    took_s = until(live.is_ready, RECOVERY_S, "the pool is not full again")
     if orphans:
         found = live.sight.containers
-        until(lambda: len(found()) == owned(live), ORPHAN_S, "containers without an owner are left")
+        took_s += until(lambda: len(found()) == owned(live), ORPHAN_S, "containers without an owner are left")
     size = int(live.pool()["target"])
     for _ in range(20):
         check(live.pool()["ready"] <= size, "the pool is filled above its size")
         time.sleep(0.1)
+    return f"all as before after {took_s:.1f} s"
 
 
-def hanging(live: Live, short: bool) -> None:
+def hanging(live: Live, short: bool) -> str:
     """life-07: an engine that accepts calls and never answers."""
     with behind_a_proxy(pool_size=1) as (own, proxy):
         sid = own.open()
@@ -115,10 +116,11 @@ def hanging(live: Live, short: bool) -> None:
         check(own.client.delete(f"/v1/sessions/{extra}").status_code == 204, "a session could not be ended")
         check(time.monotonic() - before < 1, "the end of a session waits for the engine")
         proxy.hanging = False
-        settles(own, orphans=not short)  # what was created after all, when nobody waited any more
+        settled = settles(own, orphans=not short)  # what was created after all, when nobody waited any more
+    return f"/health p99 {late * 1000:.0f} ms of {len(times)}; {settled}; lost: nothing"
 
 
-def image_removed(live: Live, short: bool) -> None:
+def image_removed(live: Live, short: bool) -> str:
     """life-08: the image goes, and comes back."""
     sight = DockerSight("nobody")
     repository = f"sandbox-attack-{os.getpid()}"
@@ -131,25 +133,28 @@ def image_removed(live: Live, short: bool) -> None:
             told = refused(own).text + reasons(own)
             check("image" in told.lower(), f"nothing tells that the image is missing: {told}")
             own.is_usable(sid)
-            no_hot_loop(own, proxy, short)
+            loop = no_hot_loop(own, proxy, short)
             sight.api.tag(IMAGE, repository, "latest")
-            settles(own)
+            settled = settles(own)
+        return f"{loop}; {settled}; lost: nothing"
     finally:
         with suppress(docker.errors.ImageNotFound):
             sight.api.remove_image(f"{repository}:latest", noprune=True)
         sight.api.close()
 
 
-def no_hot_loop(live: Live, proxy: Proxy, short: bool) -> None:
-    """Check that failed starts pause, although sessions are asked for all the time."""
+def no_hot_loop(live: Live, proxy: Proxy, short: bool) -> str:
+    """Check that failed starts pause, although sessions are asked for all the time; return how many there were."""
     since, begun = proxy.creates, time.monotonic()
     while time.monotonic() - begun < (15 if short else 60):
         refused(live)
     count = proxy.creates - since
-    check(count < CREATES_A_MINUTE, f"{count} create calls in {time.monotonic() - begun:.0f} s")
+    told = f"{count} create calls in {time.monotonic() - begun:.0f} s"
+    check(count < CREATES_A_MINUTE, told)
+    return told
 
 
-def disk_full(live: Live, short: bool) -> None:
+def disk_full(live: Live, short: bool) -> str:
     """life-09: an engine whose disk is full refuses to create; what runs goes on."""
     with behind_a_proxy(pool_size=1) as (own, proxy):
         sid = own.open()
@@ -157,14 +162,15 @@ def disk_full(live: Live, short: bool) -> None:
         proxy.full = True
         told = refused(own).text + reasons(own)
         check("no space left" in told, f"nothing tells that the disk is full: {told}")
-        no_hot_loop(own, proxy, short)
+        loop = no_hot_loop(own, proxy, short)
         own.is_usable(sid)
         check(len(own.sight.containers()) == owned(own), "half-made containers are left")
         proxy.full = False
-        settles(own)
+        settled = settles(own)
+    return f"{loop}; {settled}; lost: nothing"
 
 
-def answer_lost(live: Live, short: bool) -> None:
+def answer_lost(live: Live, short: bool) -> str:
     """life-12: the engine creates a container, but the answer is lost."""
     with behind_a_proxy(pool_size=2) as (own, proxy):
         for _ in range(1 if short else 3):
@@ -178,4 +184,5 @@ def answer_lost(live: Live, short: bool) -> None:
             own.is_usable(sid)
             settles(own)
             own.client.delete(f"/v1/sessions/{sid}")
-        settles(own)
+        settled = settles(own)
+    return f"{settled}; lost: nothing"

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from tests.attack import beyond, chaos, engine_away, neighbours, process, trouble, untrue
+from tests.attack import beyond, chaos, engine_away, neighbours, process, soak, trouble, untrue
 from tests.attack.cases import Case, NotApplicable
 from tests.attack.live import Live
 
@@ -23,9 +23,9 @@ PLAYS: dict[str, Play] = {
     "life-16": trouble.oom_flood,
     "life-17": untrue.lying_agents,
     "life-18": untrue.torn_frame,
-    "life-19": trouble.cycles,
+    "life-19": soak.cycles,
     "life-20": trouble.idle_moment,
-    "life-21": trouble.many_executions,
+    "life-21": soak.many_executions,
     "life-22": untrue.unsafe_hosts,
     "shr-03": neighbours.inotify,
     "shr-04": neighbours.secrets_kept,

@@ -71,7 +71,7 @@ def fresh_scratch(live: Live, short: bool) -> None:
             live.execute(sid, "import os; os.unlink('/workspace/s')")
 
 
-def noise(live: Live, short: bool) -> None:
+def noise(live: Live, short: bool) -> str:
     """shr-06: busy loops, fork bombs and memory bombs beside a session do not slow it down beyond a second."""
     count, rounds = (3, 20) if short else (8, 50)
     seconds = 6 if short else 20
@@ -104,3 +104,4 @@ def noise(live: Live, short: bool) -> None:
         check(not wrong, f"{len(wrong)} executions failed: {wrong[:1]}")
         late = quantile(times, 0.99)
         check(late < 1, f"p99 {late:.2f} s, p50 {quantile(times, 0.5):.2f} s beside {count} noisy sessions")
+    return f"p50 {quantile(times, 0.5) * 1000:.0f} ms, p99 {late * 1000:.0f} ms beside {count} noisy sessions"

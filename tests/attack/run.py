@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from tests.attack import beyond, chaos, code, controls, files, lifecycle, web
-from tests.attack.cases import VERDICTS, Case, Failed, Later, NotApplicable, Verdict, load, select
+from tests.attack.cases import VERDICTS, Case, Failed, NotApplicable, Verdict, load, select
 from tests.attack.live import Live, serve
 
 
@@ -50,8 +50,6 @@ def judge(live: Live, case: Case, *, short: bool) -> Result:
         reason = attempt(live, case, short=short) or ""
     except NotApplicable as error:
         verdict, reason = "n/a", str(error)
-    except Later as error:
-        verdict, reason = "later", str(error)
     except Failed as error:
         verdict, reason = "fail", str(error)
     except Exception as error:  # noqa: BLE001 - one case that breaks must not hide the others

@@ -6,12 +6,11 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from tests.attack.after import container_of, quantile
 from tests.attack.cases import NotApplicable, check
-from tests.attack.live import PREBOOT, Json, Live, serve, until
-from tests.attack.sight import INSTANCE_LABEL, DockerSight, agent_of, host_processes, staying, zombies
+from tests.attack.live import Json, Live, serve, until
+from tests.attack.sight import INSTANCE_LABEL, DockerSight, agent_of
 from tests.live import IMAGE
 
 REMOVAL_S = 30.0
@@ -50,7 +49,7 @@ def agent_pid(live: Live, container: str) -> int:
     return pid
 
 
-def lost_meanwhile(live: Live, hurt: Callable[[str], object], *, within_s: float, timeout_s: float = 30) -> None:
+def lost_meanwhile(live: Live, hurt: Callable[[str], object], *, within_s: float, timeout_s: float = 30) -> str:
     """Hurt a session's container while an execution runs: it ends as lost in time, its session too, others do not."""
     sight = docker_sight(live)
     before = live.metric('sandbox_sessions_ended_total{reason="lost",template="python"}')
@@ -77,6 +76,7 @@ def lost_meanwhile(live: Live, hurt: Callable[[str], object], *, within_s: float
         check(counted == 1, f"{counted:g} lost sessions were counted")
         live.is_usable(other)
         until(live.is_ready, REMOVAL_S, "the pool was not filled again")
+    return f"the execution ended as lost after {took_s:.1f} s, its session with it, no other"
 
 
 def running(live: Live, sid: str) -> bool:
@@ -85,21 +85,23 @@ def running(live: Live, sid: str) -> bool:
     return any(execution["outcome"] is None for execution in executions)
 
 
-def container_killed(live: Live, short: bool) -> None:
+def container_killed(live: Live, short: bool) -> str:
     """life-02."""
-    lost_meanwhile(live, docker_sight(live).api.kill, within_s=LOST_S + NOISE_S)
+    return lost_meanwhile(live, docker_sight(live).api.kill, within_s=LOST_S + NOISE_S)
 
 
-def agent_killed(live: Live, short: bool) -> None:
+def agent_killed(live: Live, short: bool) -> str:
     """life-03."""
-    lost_meanwhile(
+    return lost_meanwhile(
         live, lambda container: os.kill(agent_pid(live, container), signal.SIGKILL), within_s=LOST_S + NOISE_S
     )
 
 
-def agent_stopped(live: Live, short: bool) -> None:
+def agent_stopped(live: Live, short: bool) -> str:
     """life-04: by SIGSTOP and by `docker pause`, under the service's own deadline and under its heartbeat."""
     grace_s = float(str(live.settings["grace_seconds"]))
+
+    told: list[str] = []
 
     def stop(container: str) -> None:
         os.kill(agent_pid(live, container), signal.SIGSTOP)
@@ -110,10 +112,11 @@ def agent_stopped(live: Live, short: bool) -> None:
         (stop, 30, 10),
         (docker_sight(live).api.pause, 1, 1 + grace_s + NOISE_S),
     )[: 2 if short else 4]:
-        lost_meanwhile(live, hurt, within_s=within_s, timeout_s=timeout_s)
+        told.append(lost_meanwhile(live, hurt, within_s=within_s, timeout_s=timeout_s))
+    return "; ".join(told)
 
 
-def pool_removed(live: Live, short: bool) -> None:
+def pool_removed(live: Live, short: bool) -> str:
     """life-10: what was removed behind the service's back is not handed out."""
     with serve(pool_size=3) as own:
         sight = docker_sight(own)
@@ -124,10 +127,11 @@ def pool_removed(live: Live, short: bool) -> None:
             time.sleep(pause_s)
             with own.session() as sid:
                 own.is_usable(sid)
-        until(own.is_ready, REMOVAL_S, "the pool was not filled again")
+        full_s = until(own.is_ready, REMOVAL_S, "the pool was not filled again")
         for _ in range(10):
             until(lambda: len(sight.containers()) <= 3, REMOVAL_S, "the pool is filled above its size")
             time.sleep(0.1)
+    return f"full again after {full_s:.1f} s; no dead container was handed out"
 
 
 def foreign_containers(live: Live, short: bool) -> None:
@@ -181,44 +185,6 @@ def oom_flood(live: Live, short: bool) -> None:
         check(ended["outcome"] == "error", f"an ordinary exit(137) after the flood is called {ended['outcome']}")
 
 
-def cycles(live: Live, short: bool) -> None:
-    """life-19: after many sessions, everything is back at its level."""
-    sight = docker_sight(live)
-
-    def level() -> dict[str, Any]:
-        until(live.is_ready, REMOVAL_S, "the pool is not full")
-        size = int(live.pool()["target"])
-        until(lambda: len(sight.containers()) == size, REMOVAL_S, "containers are left")
-        time.sleep(1)  # the last connections to the engine end
-        volumes = sight.api.volumes(filters={"dangling": True})["Volumes"] or []
-        return {
-            "volumes": len(volumes),
-            "files": live.files(),
-            "threads": live.threads(),
-            "rss": live.memory(),
-            "zombies": len(zombies([p for p in host_processes() if p.parent == live.process.pid])),
-        }
-
-    for _ in range(10):  # caches, threads of the pool and the like are made once
-        cycle(live)
-    before = level()
-    for _ in range(50 if short else 1000):
-        cycle(live)
-    after = level()
-    check(after["volumes"] <= before["volumes"], f"volumes: {before['volumes']}, then {after['volumes']}")
-    check(after["files"] <= before["files"] + 8, f"descriptors: {before['files']}, then {after['files']}")
-    check(after["threads"] <= max(before["threads"], 20), f"threads: {before['threads']}, then {after['threads']}")
-    check(after["zombies"] == 0, f"{after['zombies']} zombies")
-    grown = after["rss"] - before["rss"]
-    check(grown < 16 << 20, f"the orchestrator grew by {grown >> 10} KiB")
-
-
-def cycle(live: Live) -> None:
-    """Start a session, execute, end it."""
-    with live.session() as sid:
-        live.is_usable(sid)
-
-
 def idle_moment(live: Live, short: bool) -> None:
     """life-20: an idle timeout never takes a session from a running or just accepted execution."""
     with live.session(idle_timeout_s=1) as sid:
@@ -238,15 +204,3 @@ def idle_moment(live: Live, short: bool) -> None:
             told = answer.json()
             check(told["outcome"] == "ok", f"accepted at the moment of the timeout, then {told['outcome']}")
         live.client.delete(f"/v1/sessions/{sid}")
-
-
-def many_executions(live: Live, short: bool) -> None:
-    """life-21: 300 executions leave no zombies."""
-    with live.session() as sid:
-        container = container_of(live, sid)
-        for _ in range(150 if short else 300):
-            live.is_usable(sid)
-        left = staying(lambda: zombies(live.sight.processes(container)))
-        check(not left, f"{len(left)} zombies in the container")
-        count = len(live.sight.processes(container))
-        check(count <= 2 + 3 * PREBOOT, f"{count} processes in the container")

@@ -135,6 +135,12 @@ def test_the_environment_is_read_in_few_places() -> None:
     assert sorted(readers) == sorted(set(readers) & {"cli", "doctor", "engine.docker", "exchange"})
 
 
+def test_nothing_is_decided_by_the_wall_clock() -> None:
+    """A clock that is set must not end sessions; `datetime.now` is for what a client reads."""
+    found = [name for name, path in MODULES.items() if re.search(r"\btime\.time(_ns)?\(", path.read_text())]
+    assert found == []
+
+
 @pytest.mark.parametrize("path", sorted(AGENT.glob("*.py")), ids=lambda path: path.name)
 def test_the_agent_imports_the_standard_library_and_itself(path: Path) -> None:
     allowed = sys.stdlib_module_names | FURTHER.get(path.name, set()) | {other.stem for other in AGENT.glob("*.py")}
