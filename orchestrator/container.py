@@ -3,9 +3,8 @@
 import asyncio
 import secrets
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 from orchestrator import frames, isolation
 from orchestrator.channel import AGAIN_S, Channel, being_attached
@@ -14,36 +13,12 @@ from orchestrator.engine import Engine, Spec
 from orchestrator.errors import ContainerLost, EngineError, IsolationError, Unavailable
 from orchestrator.frames import Result, StdinResult
 from orchestrator.languages import Languages
-from orchestrator.models import Stream
+from orchestrator.runs import NOT_ARRIVED, Runs, Sink
 from orchestrator.streams import Streams
 
 AGENT_VERSION = 9
-ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
-CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
 OVERDUE_STEP_S = 0.1
-NOT_ARRIVED = "The stream to the container broke before the job had arrived: send it again"
-HELD = 8  # results that the agent of one container holds beyond their arrival
-Sink = Callable[[Stream, bytes], None]
-
-
-class _Run:
-    """An execution that the agent works on; `seq` counts the output frames that arrived.
-
-    `is_sent` once the whole job is; a cancel before that comes too early for the agent, and is said again.
-    """
-
-    __slots__ = ("done", "is_cancelled", "is_sent", "overdue_at", "seq", "sink", "sizes", "timer")
-
-    def __init__(self, sink: Sink) -> None:
-        self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
-        self.sink = sink
-        self.seq = 0
-        self.sizes: Counter[Stream] = Counter()
-        self.is_sent = False
-        self.is_cancelled = False
-        self.overdue_at: float | None = None
-        self.timer: asyncio.TimerHandle | None = None
 
 
 class Container:
@@ -84,21 +59,15 @@ class Container:
         self._whole = asyncio.Event()
         self._whole.set()
         self._closed = False
-        self._output_limits = dict.fromkeys(get_args(Stream), output_limit) | {"artifact": ARTIFACT_BYTES}
-        self._output_limits["display"] = display_limit
+        self._runs = Runs(output_limit=output_limit, display_limit=display_limit)
         self._channel = Channel(self._on_frame, self._lose, self._break)
         self.streams = Streams(self._channel)
         self.contexts = Contexts(self._channel)
-        self._runs: dict[str, _Run] = {}
-        self._adopted: frozenset[str] = frozenset()
         self._hello: asyncio.Future[frames.Hello] | None = None
         self._nonce = ""
         self._session: str | None = None
         self._network_port: int | None = None
         self._bound: asyncio.Future[str] | None = None
-        self._acks: list[str] = []
-        self._told: set[str] = set()  # acknowledged since the last pong
-        self._held: deque[str] = deque()
         self._feeding: dict[int, asyncio.Future[StdinResult]] = {}
         self._feeds = 0
         self._pings = 0
@@ -115,7 +84,7 @@ class Container:
         self._channel.in_step = False
         self._channel.open(await engine.attach(self.name, self._channel))
         hello = await self._greet({})
-        self._adopted = frozenset(known.id for known in hello.executions)
+        self._runs.adopt(known.id for known in hello.executions)
         self._session = hello.session
         self.contexts.adopt(hello.contexts)
         self._channel.in_step = True
@@ -126,7 +95,7 @@ class Container:
         """Attach anew after the stream broke, and catch up with what runs. SandboxError when it failed this time."""
         if self._closed or self.lost_reason is not None:
             return
-        self._adopted |= self._runs.keys()  # what comes again of them is told from what is new by its number
+        self._runs.adopt(self._runs.active)  # what comes again of them is told from what is new by its number
         self._channel.reopen()
         try:
             self._channel.open(await engine.attach(self.name, self._channel))
@@ -173,7 +142,7 @@ class Container:
 
         ContainerLost when the container vanishes, or when there is no result after `deadline_s`, if there is one.
         """
-        lines = frames.encode_execute(eid, job, note=note, acks=self._take_acks())
+        lines = frames.encode_execute(eid, job, note=note, acks=self._runs.acks())
         return await self._work(eid, lines, deadline_s, sink, hold=hold)
 
     async def resume(self, eid: str, *, deadline_s: float | None, sink: Sink, hold: bool) -> Result:
@@ -187,7 +156,7 @@ class Container:
             await self._whole.wait()
         if self.lost_reason is not None:
             raise ContainerLost(self.lost_reason)
-        run = self._runs[eid] = _Run(sink)
+        run = self._runs.begin(eid, sink)
         if deadline_s is not None:
             run.timer = asyncio.get_running_loop().call_later(deadline_s, self._overdue, eid)
         try:
@@ -201,26 +170,20 @@ class Container:
         except Unavailable:
             raise ContainerLost(NOT_ARRIVED) from None
         finally:
-            if run.timer is not None:
-                run.timer.cancel()
-            del self._runs[eid]
-        # Acknowledged with the next frame: a write of its own would cost as much as the job's.
-        if hold:
-            self._held.append(eid)
-        if not hold or len(self._held) > HELD:
-            self._acks.append(self._held.popleft() if hold else eid)
+            self._runs.end(eid)
+        self._runs.arrived(eid, hold=hold)
         return result
 
     def cancel(self, eid: str) -> None:
         """Ask the agent to kill an execution, once it has all of it; its result follows."""
-        if (run := self._runs.get(eid)) is not None:
+        if (run := self._runs.active.get(eid)) is not None:
             run.is_cancelled = True
             if run.is_sent and self.broken_at is None and not self._channel.closed:
                 self._channel.send(frames.encode("cancel", id=eid))
 
     async def feed(self, eid: str, data: bytes, *, close: bool) -> StdinResult:
         """Send all of the data to the stdin of an execution, or nothing: what became of it."""
-        run = self._runs.get(eid)
+        run = self._runs.active.get(eid)
         if run is None or run.done.done():
             return "closed"
         if not run.is_sent:  # its job is on the way: later it may be
@@ -244,7 +207,7 @@ class Container:
         self.missed_beats = 0 if answered else self.missed_beats + 1
         if answered:
             self._pings += 1
-            self._channel.send(frames.encode("ping", number=self._pings, acks=self._take_acks()))
+            self._channel.send(frames.encode("ping", number=self._pings, acks=self._runs.acks()))
         return answered
 
     def lose(self, reason: str) -> None:
@@ -267,11 +230,6 @@ class Container:
         self._channel.close()
         self._fail(reason)
 
-    def _take_acks(self) -> list[str]:
-        acks, self._acks = self._acks, []
-        self._told.update(acks)
-        return acks
-
     async def _greet(self, limits: dict[str, Any]) -> frames.Hello:
         self._hello = asyncio.get_running_loop().create_future()
         self._nonce = secrets.token_hex(8)
@@ -293,18 +251,8 @@ class Container:
 
     def _on_frame(self, frame: frames.AnyAgentFrame) -> None:
         match frame:
-            case frames.Output():
-                run = self._run(frame.id)
-                if run is not None and self._is_next(frame, run.seq + 1):
-                    run.sizes[frame.stream] += len(frame.data)
-                    run.seq += 1
-                    if run.sizes[frame.stream] > self._output_limits[frame.stream]:
-                        raise ContainerLost("the agent sent output above the limit")
-                    run.sink(frame.stream, frame.data)
-            case frames.Result():
-                run = self._run(frame.id)
-                if run is not None and self._is_next(frame, run.seq):
-                    run.done.set_result(frame)
+            case frames.Output() | Result():
+                self._runs.take(frame)
             case frames.Open() | frames.Data() | frames.Credit() | frames.Finish() | frames.Close():
                 self.streams.take(frame)
             case frames.StdinTaken() if (result := self._feeding.pop(frame.number, None)) is not None:
@@ -314,7 +262,7 @@ class Container:
                 self.contexts.take(frame)
             case frames.Pong() if frame.number == self._pings:
                 self._pongs = self._pings
-                self._told.clear()
+                self._runs.answered()
             case frames.Hello() if self._hello is not None and not self._hello.done():
                 if frame.nonce == self._nonce or self._channel.in_step:  # else the answer to who attached before
                     self._hello.set_result(frame)
@@ -325,21 +273,6 @@ class Container:
                 raise ContainerLost(isolation.explain_complaint(frame.message))
             case _:
                 raise ContainerLost("the agent sent a frame that nobody asked for")
-
-    def _run(self, eid: str) -> _Run | None:
-        """Return the run that a frame belongs to. One that was adopted may be spoken of before and after its run."""
-        run = self._runs.get(eid)
-        if run is not None and not run.done.done():
-            return run
-        if eid not in self._adopted:
-            raise ContainerLost("the agent spoke of an execution that does not run")
-        return None
-
-    def _is_next(self, frame: frames.Output | frames.Result, seq: int) -> bool:
-        """Tell whether the frame is the expected one. What is sent again crosses what is sent anew: that is skipped."""
-        if frame.seq != seq and frame.id not in self._adopted:
-            raise ContainerLost("the agent sent its frames out of order")
-        return frame.seq == seq
 
     def _lose(self, reason: str) -> None:
         if self.lost_reason is None:
@@ -357,6 +290,7 @@ class Container:
         for future in (self._hello, self._bound, *self._feeding.values()):
             if future is not None and not future.done():
                 future.set_exception(Unavailable("The stream to the container broke: try again", retry_after_s=AGAIN_S))
+                future.exception()
         self._feeding.clear()
         self.streams.fail(f"The stream to the container broke, its session goes on: try again ({reason})")
         if self.broken_at is None:
@@ -371,25 +305,15 @@ class Container:
         self._channel.is_waited_for = False
         self.streams.restart("The stream to the container was opened anew: try again")
         self._pongs = self._pings
-        settled_at = time.monotonic() + CATCH_UP_S
-        for eid, run in self._runs.items():
-            if run.overdue_at is not None:
-                run.overdue_at = settled_at
-            if eid in known:
-                self._channel.send(frames.encode("resync", id=eid, seq=run.seq))
-                if run.is_cancelled:
-                    self._channel.send(frames.encode("cancel", id=eid))
-            elif not run.done.done():
-                run.done.set_exception(ContainerLost(NOT_ARRIVED))
+        for line in self._runs.catch_up(known):
+            self._channel.send(line)
         if self._network_port is not None:
             self.open_network(self._network_port)
-        self._acks += sorted(self._told & known.keys())  # said to a stream that may have been broken by then
-        self._told.clear()
         self._whole.set()
 
     def _overdue(self, eid: str) -> None:
         """No result in time: the agent is wedged, unless it is the engine that passes nothing on."""
-        run = self._runs[eid]
+        run = self._runs.active[eid]
         if run.overdue_at is None:
             run.overdue_at = time.monotonic()
         if self.broken_at is None and self._blames_agent(run.overdue_at):
@@ -402,9 +326,10 @@ class Container:
         self.contexts.fail(reason)
         self._channel.is_waited_for = False
         self._whole.set()
-        waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.values()]
+        waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.active.values()]
         waiting += self._feeding.values()
         waiting += [future for future in (self._hello, self._bound) if future is not None]
         for future in waiting:
             if not future.done():
                 future.set_exception(ContainerLost(reason))
+                future.exception()  # nobody may wait for it any more: that is no fault

@@ -13,7 +13,7 @@ from prometheus_client import CollectorRegistry
 
 from orchestrator.adoption import adopt
 from orchestrator.channel import Channel
-from orchestrator.container import AGENT_VERSION, HELD, Container
+from orchestrator.container import AGENT_VERSION, Container
 from orchestrator.egress.border import Border
 from orchestrator.egress.outlet import Outlet
 from orchestrator.egress.policy import Policy
@@ -25,6 +25,7 @@ from orchestrator.models import Execution, ExecutionRequest, SessionPatch, Sessi
 from orchestrator.pool import Pool
 from orchestrator.recipes import recipes
 from orchestrator.reconciler import Reconciler
+from orchestrator.runs import HELD
 from orchestrator.session import HISTORY, Kept, Session
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestrator import container as container_module
-from orchestrator import observer, reconciler
+from orchestrator import observer, reconciler, runs
 from orchestrator.errors import EngineAway, SessionEnded, Unavailable
 from orchestrator.models import OneShotRequest, SessionPatch
 from tests.fake_engine import FakeEngine
@@ -26,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (observer, "SETTLE_S", 0.05),
         (reconciler, "ATTACH_PAUSE_S", 0.01),
         (reconciler, "ATTACH_S", 0.1),
-        (container_module, "CATCH_UP_S", 0.05),
+        (runs, "CATCH_UP_S", 0.05),
         (container_module, "OVERDUE_STEP_S", 0.01),
     ):
         monkeypatch.setattr(module, name, value)
@@ -310,7 +310,7 @@ async def test_a_result_may_be_late_by_as_long_as_the_engine_passed_nothing_on()
         end = silence(house)
         house.look()
         await settle()
-        (run,) = session.container._runs.values()
+        (run,) = session.container._runs.active.values()
         await until(lambda: run.overdue_at is not None and time.monotonic() > run.overdue_at + 0.2)
         end()
         agent.finish(agent.executed[0])

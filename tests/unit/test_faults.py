@@ -333,6 +333,7 @@ class World(RuleBasedStateMachine):
             stage.agents.keys() == held | ready == house.reconciler.known.keys()
             and len(ready) == min(self.pool_size, CAP - len(held))
             and not house.reconciler.removals.reasons
+            and not any(agent.mute for agent in stage.agents.values())
             and all(task.done() for task in tasks)
             and all(session.container.is_usable for session in house.sessions.held.values())
         )

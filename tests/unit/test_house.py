@@ -24,7 +24,7 @@ AGENT = ROOT / "images" / "agent"
 FLOORS = {
     0: "orchestrator hosts models errors settings calls exchange following remote",
     1: "frames languages log metrics output turns",
-    2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams contexts cells container files terminal recipes "
+    2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams contexts cells runs container files terminal recipes "
     "egress egress.addresses egress.policy egress.resolve egress.border egress.relay egress.http egress.socks "
     "egress.serve egress.outlet",
     3: "pool bundle executions session admission stdin events sessions packages functions unpack warm invocations",
