@@ -182,7 +182,11 @@ class Container:
                 self._channel.send(frames.encode("cancel", id=eid))
 
     async def feed(self, eid: str, data: bytes, *, close: bool) -> StdinResult:
-        """Send all of the data to the stdin of an execution, or nothing: what became of it."""
+        """Send all of the data to the stdin of an execution, or nothing: what became of it.
+
+        Unavailable when nothing can be sent now, ContainerLost when the answer is lost.
+        """
+        self.require()
         run = self._runs.active.get(eid)
         if run is None or run.done.done():
             return "closed"
@@ -195,7 +199,12 @@ class Container:
         for line in frames.encode_stdin(eid, number, data, close=close):
             self._channel.send(line)
         await self._channel.drain()
-        return await result
+        try:
+            return await result
+        except Unavailable:  # not to be tried again by itself: it may have been taken
+            raise ContainerLost(
+                "The stream to the container broke: whether its stdin took the text is unknown"
+            ) from None
 
     def beat(self) -> bool:
         """Ping the agent. Return whether the ping before was answered; one that is being removed is not asked."""

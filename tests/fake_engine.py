@@ -141,6 +141,9 @@ class Played:
     def _on_part(self, frame: frames.Frame) -> None:
         self._parts.append(frame["data"])
 
+    def _on_stdin(self, frame: frames.Frame) -> None:
+        self.say("stdin_taken", number=frame["number"], result="taken")
+
     def _on_cancel(self, frame: frames.Frame) -> None:
         self.finish(frame["id"], "cancelled", 137)
 

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import container as container_module
 from orchestrator import observer, reconciler, runs
-from orchestrator.errors import EngineAway, SessionEnded, Unavailable
+from orchestrator.errors import ContainerLost, EngineAway, SessionEnded, Unavailable
 from orchestrator.models import OneShotRequest, SessionPatch
 from tests.fake_engine import FakeEngine
 from tests.unit.test_reconciler import NEVER_S, House, settle, until
@@ -148,6 +148,34 @@ async def test_while_a_stream_is_broken_what_would_need_it_is_refused_and_may_co
         await until(lambda: session.container.is_usable)
         assert (await house.execute("s")).outcome == "ok"
         house.sessions.patch("s", SessionPatch(metadata={"a": "b"}))
+
+
+async def test_text_for_stdin_is_refused_while_a_stream_is_broken_and_never_sent_twice() -> None:
+    """What was on its way when the stream broke may have been taken: nobody is told to try that again."""
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        running = house.execute("s")
+        await until(lambda: agent.executed)
+        (eid,) = agent.executed
+        assert await session.container.feed(eid, b"one", close=False) == "taken"
+        agent.mute = True
+        on_its_way = asyncio.create_task(session.container.feed(eid, b"two", close=False))
+        await settle()
+        be_away(house.engine)
+        agent.mute = False
+        agent.cut()
+        with pytest.raises(ContainerLost, match="unknown"):
+            await on_its_way
+        with pytest.raises(Unavailable, match="attached again"):
+            await session.container.feed(eid, b"three", close=False)
+        house.engine.faults.clear()
+        await until(lambda: session.container.is_usable)
+        assert await session.container.feed(eid, b"three", close=False) == "taken"
+        agent.finish(eid)
+        assert (await running).outcome == "ok"
+        assert await session.container.feed(eid, b"four", close=False) == "closed"
 
 
 async def test_what_waits_for_its_turn_when_the_stream_breaks_has_it_afterwards() -> None:
