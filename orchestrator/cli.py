@@ -3,19 +3,23 @@
 import asyncio
 import os
 import signal
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, NoReturn, TextIO, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
 
 import click
 import msgspec
 
 from orchestrator import __version__, settings
 from orchestrator.errors import EngineError, InvalidRequest, SandboxError, SettingsError
-from orchestrator.models import LANGUAGES, Execution, Language, OneShotRequest
+from orchestrator.models import LANGUAGES, Event, Execution, Language, OneShotRequest, SessionRequest
 from orchestrator.settings import Settings
 
+if TYPE_CHECKING:
+    from orchestrator.service import Orchestrator
+
 T = TypeVar("T")
+Show = Callable[[Event], None]
 CODE_FAILED, MISUSED, NOT_RUN, TIMED_OUT, INTERRUPTED = 1, 2, 3, 124, 130
 EXIT_CODES = {"ok": 0, "timeout": TIMED_OUT, "lost": NOT_RUN, "cancelled": NOT_RUN}
 ENDINGS: dict[str, Language] = {".js": "javascript", ".mjs": "javascript", ".cjs": "javascript", ".sh": "shell"}
@@ -116,6 +120,7 @@ def innermost(error: BaseException) -> BaseException:
     help="Write the value to a file, not to stdout.",
 )
 @click.option("--quiet", is_flag=True, help="Do not show what the code printed.")
+@click.option("--stream", "is_streamed", is_flag=True, help="Show what the code prints when it prints it.")
 @click.option(
     "--url",
     envvar="SANDBOX_URL",
@@ -133,6 +138,7 @@ def run(
     style: str,
     output: Path | None,
     quiet: bool,  # noqa: FBT001 - click passes options by name
+    is_streamed: bool,  # noqa: FBT001 - the same
     url: str | None,
     api_key: str | None,
 ) -> None:
@@ -162,12 +168,13 @@ def run(
         "timeout_s": timeout,
     }
     try:
-        execution = run_remote(fields, url, api_key) if url else run_to_end(run_here(load(), fields))
+        show = show_event if is_streamed and not quiet else None
+        execution = run_remote(fields, url, api_key, show) if url else run_to_end(run_here(load(), fields, show))
     except (InvalidRequest, SettingsError) as error:
         fail(error.detail, MISUSED)
     except SandboxError as error:
         fail(error.detail, NOT_RUN)
-    if not quiet:
+    if not quiet and show is None:
         click.echo(execution.stdout, err=True, nl=False)
         click.echo(execution.stderr, err=True, nl=False)
     if execution.outcome != "ok":
@@ -175,15 +182,26 @@ def run(
     write(render(execution.value, style), output)
 
 
-def run_remote(fields: dict[str, Any], url: str, api_key: str | None) -> Execution:
-    """Run through a running service."""
+def show_event(event: Event) -> None:
+    """Show what the code printed."""
+    click.echo(event.text, err=True, nl=False)
+
+
+def run_remote(fields: dict[str, Any], url: str, api_key: str | None, show: Show | None) -> Execution:
+    """Run through a running service; with `show` in a session of its own, which tells what happens."""
     from orchestrator.sdk import SyncSandboxClient
 
     with SyncSandboxClient(url, api_key=api_key) as client:
-        return client.execute(**fields)
+        if show is None:
+            return client.execute(**fields)
+        with client.session() as session:
+            for event in session.stream(**fields):
+                show(event)
+        assert event.execution is not None  # of `done`, which is the last one
+        return event.execution
 
 
-async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
+async def run_here(chosen: Settings, fields: dict[str, Any], show: Show | None) -> Execution:
     """Run in a container that is started for it. EngineError as soon as one fails to start."""
     from orchestrator import log
     from orchestrator.doctor import beside
@@ -200,7 +218,8 @@ async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
             template = msgspec.structs.replace(pool.recipe.template, pool_size=0)
             pool.recipe = msgspec.structs.replace(pool.recipe, template=template)
         async with service.run(alone=True):
-            execution = asyncio.create_task(service.sessions.execute_once(request))
+            once = service.sessions.execute_once(request) if show is None else follow(service, request, show)
+            execution = asyncio.create_task(once)
             try:
                 while not execution.done():
                     await asyncio.wait({execution}, timeout=LOOK_S)
@@ -211,6 +230,22 @@ async def run_here(chosen: Settings, fields: dict[str, Any]) -> Execution:
             finally:
                 execution.cancel()
                 await asyncio.wait({execution})
+
+
+async def follow(service: "Orchestrator", request: OneShotRequest, show: Show) -> Execution:
+    """Run in a session of its own, and show what happens when it does."""
+    from orchestrator.events import Reader
+    from orchestrator.following import parsed
+
+    session = await service.sessions.create(SessionRequest())
+    record = service.sessions.start(session.id, request)
+    reader = Reader(record)
+    while True:
+        for event in parsed(reader.take()):
+            show(event)
+        if reader.ended:
+            return record.facts
+        await reader.woken.wait()
 
 
 def read_text(file: TextIO, name: str) -> str:

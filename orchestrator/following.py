@@ -127,11 +127,10 @@ class Place:
 
     def feed(self, data: bytes) -> Iterator[models.Event]:
         """Yield the events that these bytes complete."""
-        *blocks, self._rest = (self._rest + data).split(b"\n\n")
-        for block in blocks:
-            if (event := _event_of(block)) is not None:
-                self._move(event)
-                yield event
+        whole, _, self._rest = (self._rest + data).rpartition(b"\n\n")
+        for event in parsed(whole):
+            self._move(event)
+            yield event
 
     def check(self) -> None:
         """Tell what the end of a stream means: NoAnswer when it came before that of the execution."""
@@ -155,6 +154,13 @@ class Place:
         else:
             self.call = msgspec.structs.replace(self.call, headers={"Last-Event-ID": str(event.id)})
         self._tries = self._new_tries(self.call)
+
+
+def parsed(data: bytes) -> Iterator[models.Event]:
+    """Yield the events that a stream's bytes hold, which are whole. NoAnswer for one that makes no sense."""
+    for block in data.split(b"\n\n"):
+        if (event := _event_of(block)) is not None:
+            yield event
 
 
 def _event_of(block: bytes) -> models.Event | None:

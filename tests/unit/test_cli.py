@@ -254,6 +254,21 @@ def test_a_signal_ends_a_run_and_removes_its_container(lone_console: Console, nu
         assert list(scratch.iterdir()) == []
 
 
+@pytest.mark.parametrize("where", ["console", "lone_console"])
+def test_a_stream_shows_what_the_code_prints_when_it_prints_it(where: str, request: pytest.FixtureRequest) -> None:
+    made: Console = request.getfixturevalue(where)
+    code = "import os\nprint('one', flush=True)\nwhile True: pass"
+    (made.folder / "endless.py").write_text(code)
+    command = [sys.executable, "-m", "orchestrator", "run", "endless.py", "--stream"]
+    process = subprocess.Popen(command, cwd=made.folder, env=made.environment, stderr=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"one\n"
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=DEADLINE_S)
+    assert made("run", "greet.py", "--stream")[::2] == (0, "to stdout\nto stderr\n")
+    assert made("run", "raise.py", "--stream", "--quiet") == (1, "", "orchestrator: error: ValueError: no way\n")
+
+
 def test_without_a_service_failing_code_and_wrong_use_end_as_with_one(lone_console: Console) -> None:
     assert lone_console("run", "raise.py", "--quiet") == (1, "", "orchestrator: error: ValueError: no way\n")
     assert lone_console("run", "loop.py", "--timeout", "0.3") == (124, "", "orchestrator: timeout\n")
