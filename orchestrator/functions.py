@@ -110,8 +110,12 @@ class Functions:
 
     async def remove(self, name: str) -> None:
         """Forget a function and its code. Unavailable when that cannot be written."""
-        await on_disk(erase, self._root / name)
-        del self.held[name]
+        function = self.held.pop(name)  # first, so that nobody looks for code that is just being removed
+        try:
+            await on_disk(erase, self._root / name)
+        except Unavailable:
+            self.held[name] = function
+            raise
 
     async def code(self, function: Function) -> bytes:
         """Return the zip, as it was uploaded. InvalidCode when it is another by now, Unavailable when it is away."""

@@ -1,5 +1,6 @@
 """Who may pass AWS Lambda's door: whoever signed the request with an API key, and only that request."""
 
+import asyncio
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -12,6 +13,8 @@ from orchestrator.api import sigv4
 from orchestrator.api.aws_words import AwsError
 
 READING = 256 << 20  # bytes of bodies that are read before their signature can be checked
+SMALL = 64 << 10  # bytes of a body that do not count
+PATIENCE_S, LEAST_RATE = 30.0, 256 << 10  # a body may take so long, and longer by its size at this many bytes a second
 
 
 class Signed:
@@ -33,8 +36,7 @@ class Signed:
         if self._keys:
             sigv4.check_claim(claim, headers, self._keys, datetime.now(UTC))
         limit = request.route_handler.resolve_request_max_body_size() or 0
-        with self._reserve(int(request.headers.get("content-length") or limit)):
-            body = await request.body()
+        body = await self._read(request, int(request.headers.get("content-length") or limit))
         if self._keys:
             message = sigv4.Message(
                 method=request.method,
@@ -43,6 +45,14 @@ class Signed:
                 headers=headers,
             )
             sigv4.check_signature(claim, message, body, self._keys[claim.key_id])
+
+    async def _read(self, request: Request[Any, Any, Any], size: int) -> bytes:
+        with self._reserve(0 if size <= SMALL else size):
+            try:
+                async with asyncio.timeout(PATIENCE_S + size / LEAST_RATE):
+                    return await request.body()
+            except TimeoutError:
+                raise AwsError("RequestTimeoutException", 408, "The body arrives too slowly: send it faster") from None
 
     @contextmanager
     def _reserve(self, size: int) -> Iterator[None]:
