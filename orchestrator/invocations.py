@@ -105,6 +105,7 @@ class Invocations:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+        self.warm.end_all()
 
     @property
     def events(self) -> int:

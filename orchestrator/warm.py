@@ -133,9 +133,17 @@ class WarmSessions:
 
     def let_go(self) -> None:
         """Have what an earlier orchestrator left end, when nothing runs in it: what it holds, nobody here knows."""
-        for session in self._sessions.held.values():
-            if session.id.startswith(PREFIX) and "function" in session.metadata:
-                session.expires = 0.0
+        for session in self._all():
+            session.expires = 0.0
+
+    def end_all(self) -> None:
+        """End all of them, also where sessions are kept at the end of the service: the next one would not know them."""
+        for session in self._all():
+            self._sessions.end(session, "drained")
+
+    def _all(self) -> list[Session]:
+        sessions = self._sessions.held.values()
+        return [session for session in sessions if session.id.startswith(PREFIX) and "function" in session.metadata]
 
     def _alive(self, warm: Warm) -> Session | None:
         try:

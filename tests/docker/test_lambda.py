@@ -72,7 +72,7 @@ def test_code_that_does_not_fit_the_workspace_is_refused(aws: Any) -> None:
 
 def test_nothing_is_left_behind_and_functions_are_there_again(real_engine: None, state_dir: Path) -> None:
     instance = f"{INSTANCE}-end"
-    settings = SETTINGS | {"uid_base": "56500"}
+    settings = SETTINGS | {"uid_base": "56500", "on_exit": "keep"}
     containers = docker.from_env().containers
     with serve(state_dir, instance=instance, engine="docker", **settings) as live:
         create(client(live), "f")
