@@ -1,8 +1,10 @@
 """JavaScript on the local engine, where the host has node; the image's node is tested in tests/docker."""
 
 import shutil
-from collections.abc import Iterator
-from contextlib import nullcontext
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -15,7 +17,9 @@ from orchestrator.frames import Support
 from orchestrator.languages import check
 from orchestrator.models import ExecutionRequest
 from tests.javascript import ROWS, WRITE_FILES, Row, assert_row
+from tests.live import serve
 
+SOON_S = 20.0
 HAS_NODE = shutil.which("node", path=languages.PATH) is not None
 needs_node = pytest.mark.skipif(not HAS_NODE, reason="this host has no node in /usr")
 
@@ -59,6 +63,42 @@ def test_the_remaining_time_counts_down_from_the_timeout(client: httpx.Client, p
     first, second = execute(client, path, code=code, timeout_s=3)["value"]
     assert 0 < second <= first - 49 < 3000
     assert isinstance(first, int)
+
+
+def waiting_nodes(pid: int) -> int:
+    """Count the nodes below a process."""
+    found = 0
+    with suppress(OSError):  # it ended meanwhile
+        for task in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in task.read_text().split():
+                found += Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"node\0") + waiting_nodes(int(child))
+    return found
+
+
+def until(look: Callable[[], bool]) -> None:
+    end_at = time.monotonic() + SOON_S
+    while not look():
+        assert time.monotonic() < end_at, "it never came"
+        time.sleep(0.02)
+
+
+@needs_node
+def test_a_node_waits_from_the_first_use_on(state_dir: Path) -> None:
+    with serve(state_dir, instance="test-js-use", engine="local", uid_base="120600", pool_size="1") as live:
+        pid = live.process.pid
+        session = live.client.post("/v1/sessions").headers["Location"]
+        assert live.client.post(f"{session}/executions", json={"code": "1"}).json()["outcome"] == "ok"
+        assert waiting_nodes(pid) == 0
+        for _ in range(2):
+            execute(live.client, f"{session}/executions", code="1")
+            until(lambda: waiting_nodes(pid) == 1)
+
+
+@needs_node
+def test_nodes_wait_ahead_where_the_template_wants_them(state_dir: Path) -> None:
+    more = {"preboot": "python:1,javascript:2", "pool_size": "1", "uid_base": "120700"}
+    with serve(state_dir, instance="test-js-ahead", engine="local", **more) as live:
+        until(lambda: waiting_nodes(live.process.pid) == 2)
 
 
 def test_both_sides_know_the_same_languages() -> None:
