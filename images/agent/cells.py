@@ -13,6 +13,7 @@ import builtins
 import contextlib
 import fcntl
 import getpass
+import importlib
 import json
 import marshal
 import os
@@ -342,6 +343,7 @@ def serve(shell, records, interrupts, job_fd):
         if first:
             os.environ |= cell["env"]
             first = False
+        importlib.invalidate_caches()  # packages may have been installed since the cell before
         value, failure = run_cell(shell, interrupts, cell["code"])
         if os.getpid() != OWN_PID:  # forked by the cell: the next ones are not for it
             flush()

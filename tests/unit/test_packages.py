@@ -14,6 +14,7 @@ from orchestrator.errors import InvalidRequest, PackagesNotInstalled
 from orchestrator.models import Execution
 from orchestrator.packages import check_requirements, said
 from orchestrator.sdk import SyncSandboxClient
+from tests.contexts import has_ipython
 from tests.live import Live, serve
 from tests.wheels import make_wheels
 
@@ -132,6 +133,16 @@ def test_pips_progress_can_be_followed(live: Live, session: str) -> None:
     kinds = re.findall(r"^event: ?(\w+)$", answer.text, re.MULTILINE)
     assert (kinds[0], kinds[-1]) == ("started", "done")
     assert "Successfully installed hello-wheel-2.1" in answer.text[: answer.text.index("event: done")]
+
+
+@needs_pip
+@pytest.mark.skipif(not has_ipython(), reason="/usr/bin/python3 has no IPython")
+def test_a_context_that_lacked_a_package_has_it_once_it_is_installed(live: Live, session: str) -> None:
+    answer = live.client.post(f"{session}/contexts", json={})
+    cell = {"code": "import hello_wheel; hello_wheel.greet()", "context_id": answer.json()["id"]}
+    assert live.client.post(f"{session}/executions", json=cell).json()["error"]["type"] == "ModuleNotFoundError"
+    assert install(live.client, session, "hello-wheel")["outcome"] == "ok"
+    assert live.client.post(f"{session}/executions", json=cell).json()["value"] == "hello 2.1"
 
 
 @needs_pip
