@@ -60,8 +60,8 @@ bench: setup ## measure speed and memory against the floors of this machine
 compile := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links
 lock: setup ## renew both locks: versions and hashes for every platform, no addresses
-	$(compile) --upgrade --extra dev --output-file requirements.lock pyproject.toml
-	$(compile) --constraint requirements.lock --output-file requirements-service.lock pyproject.toml
+	$(compile) --upgrade --extra dev --extra otel --output-file requirements.lock pyproject.toml
+	$(compile) --constraint requirements.lock --extra otel --output-file requirements-service.lock pyproject.toml
 
 clean: ## remove .venv and caches; images and engines stay (scripts/engine.sh --stop)
 	rm -rf .run .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist

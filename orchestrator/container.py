@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from orchestrator import frames, isolation
+from orchestrator import frames, isolation, traces
 from orchestrator.channel import AGAIN_S, Channel, being_attached
 from orchestrator.contexts import Contexts
 from orchestrator.engine import Engine, Spec
@@ -16,7 +16,7 @@ from orchestrator.languages import Languages
 from orchestrator.runs import NOT_ARRIVED, Runs, Sink
 from orchestrator.streams import Streams
 
-AGENT_VERSION = 9
+AGENT_VERSION = 10
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 OVERDUE_STEP_S = 0.1
 
@@ -160,13 +160,15 @@ class Container:
         if deadline_s is not None:
             run.timer = asyncio.get_running_loop().call_later(deadline_s, self._overdue, eid)
         try:
-            for line in lines:
-                self._channel.send(line)
-                await self._channel.drain()
+            with traces.span("channel"):
+                for line in lines:
+                    self._channel.send(line)
+                    await self._channel.drain()
             run.is_sent = True
             if run.is_cancelled:
                 self.cancel(eid)
             result = await run.done
+            traces.ran(launch_s=result.launch_s, wall_s=result.wall_s)
         except Unavailable:
             raise ContainerLost(NOT_ARRIVED) from None
         finally:

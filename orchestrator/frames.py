@@ -88,7 +88,7 @@ class Output(AgentFrame, frozen=True):
 
 
 class Result(AgentFrame, frozen=True):
-    """How an execution ended; nothing of it is alive."""
+    """How an execution ended; nothing of it is alive. `launch_s` passed before its code ran, `wall_s` while it did."""
 
     id: Eid
     seq: Count
@@ -96,6 +96,7 @@ class Result(AgentFrame, frozen=True):
     exit_code: Annotated[int, Meta(ge=0, le=255)] | None
     signal: Annotated[int, Meta(ge=1, le=64)] | None
     message: str
+    launch_s: Amount
     wall_s: Amount
     cpu_s: Amount
     max_rss_bytes: Count

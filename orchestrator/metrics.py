@@ -9,7 +9,18 @@ from prometheus_client.registry import Collector
 from orchestrator.models import END_REASONS
 
 FAST = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.015, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-REFUSE_REASONS = ("sessions", "waiting", "executions", "session", "background", "stdin", "streams", "functions")
+REFUSE_REASONS = (
+    "sessions",
+    "waiting",
+    "executions",
+    "session",
+    "background",
+    "stdin",
+    "streams",
+    "terminals",
+    "contexts",
+    "functions",
+)
 REMOVE_REASONS = ("ended", "lost", "max_age", "surplus", "orphan", "start_failed", "bind_failed")
 Readings = Callable[[], Iterable[tuple[str, str, dict[str, str], float]]]
 

@@ -10,7 +10,7 @@ from contextlib import AbstractAsyncContextManager, nullcontext
 import msgspec
 import structlog
 
-from orchestrator import bundle, cells, models
+from orchestrator import bundle, cells, models, traces
 from orchestrator.admission import Admission
 from orchestrator.container import Container
 from orchestrator.egress.border import Border
@@ -401,11 +401,12 @@ class Sessions:
         facts = record.facts
         memory_kb = self._pools[container.template].recipe.template.memory_kb
         context = lambda_context(facts.id, facts.session_id, memory_kb=memory_kb)
-        job = job_of(request, timeout_s=record.note.timeout_s, env=env, context=context)
         if request.context_id is not None:
             container.contexts.count(request.context_id)
         try:
-            await record.run(container, job, grace_s=self._grace_s(record))
+            with traces.execution(facts) as place:
+                job = job_of(request, timeout_s=record.note.timeout_s, env=place | env, context=context)
+                await record.run(container, job, grace_s=self._grace_s(record))
         finally:
             if facts.outcome is not None or not self.keeping:  # else it goes on
                 self._account(record, container.template)
@@ -453,7 +454,8 @@ class Sessions:
         taken = len(self.held) + len(self._opening) + len(self.one_shots)  # the one that asks included
         self.admission.session(taken=taken, waiting=sum(len(pool.waiting) for pool in self._pools.values()))
         begun = time.monotonic()
-        container, source = await pool.acquire(self._settings.acquire_timeout_seconds)
+        with traces.span("acquire", template=pool.recipe.template.name):
+            container, source = await pool.acquire(self._settings.acquire_timeout_seconds)
         self._metrics.acquire.labels(container.template, source).observe(time.monotonic() - begun)
         count = self._metrics.pool_hits if source == "warm" else self._metrics.pool_misses
         count.labels(container.template).inc()

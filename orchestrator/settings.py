@@ -1,6 +1,7 @@
 """Every setting: its variable is the field's name in capitals behind `SANDBOX_`. Read once, at the start."""
 
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from orchestrator.models import ID_PATTERN, Language
 
 PREFIX = "SANDBOX_"
 CLIENT = {"SANDBOX_URL", "SANDBOX_API_KEY"}  # what the SDK reads, and `orchestrator run`
+OTLP_ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"  # OpenTelemetry's own name for SANDBOX_OTLP_ENDPOINT
 Positive = Annotated[float, Meta(gt=0)]
 Name = Annotated[str, Meta(pattern=ID_PATTERN)]
 Preboot = Annotated[int, Meta(ge=1, le=16)] | dict[Language, Annotated[int, Meta(ge=0, le=16)]]
@@ -172,6 +174,10 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     log_format: Annotated[
         Literal["auto", "json", "console"], Meta(description="`auto`: JSON unless stderr is a terminal")
     ] = "auto"
+    otlp_endpoint: Annotated[
+        str | None,
+        Meta(description="receiver of traces by OTLP/HTTP, such as `http://localhost:4318`; none: no traces"),
+    ] = None
 
     def __post_init__(self) -> None:
         """Refuse combinations that cannot work or are not safe; msgspec turns ValueError into its own."""
@@ -186,6 +192,8 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 patterns_of(text)
             except BadPattern as error:
                 raise ValueError(f"SANDBOX_EGRESS_{name}: {error}") from None
+        if self.otlp_endpoint is not None and not re.match(r"https?://[^/\s]+", self.otlp_endpoint):
+            raise ValueError(f"SANDBOX_OTLP_ENDPOINT={self.otlp_endpoint} is no address that begins with http://")
         if not (is_loopback(self.host) or self.api_keys or self.allow_unauthenticated):
             raise ValueError(
                 f"SANDBOX_HOST={self.host} is not a loopback address: set SANDBOX_API_KEYS, "
@@ -244,6 +252,8 @@ def load(environ: Mapping[str, str]) -> Settings:
         except (msgspec.ValidationError, ValueError) as error:
             shown = "(hidden)" if field == "api_keys" else repr(text)
             raise SettingsError(f"{variable}={shown} is not allowed: {error}; {allowed(hints[field])}") from None
+    if endpoint := environ.get(OTLP_ENDPOINT):
+        values.setdefault("otlp_endpoint", endpoint)
     try:
         return msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:

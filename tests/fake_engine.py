@@ -85,6 +85,7 @@ class Played:
     def finish(self, eid: str, outcome: str = "ok", exit_code: int = 0, **facts: Any) -> None:
         """Report an execution's result."""
         spent: dict[str, Any] = {
+            "launch_s": 0.001,
             "wall_s": 0.001,
             "cpu_s": 0.001,
             "max_rss_bytes": 1,

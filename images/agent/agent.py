@@ -31,7 +31,7 @@ from stock import BOOT_RETRY_S, Stock
 from streams import Streams
 from terminal import Terminals
 
-VERSION = 9
+VERSION = 10
 BAKED_WHEELS = "/opt/sandbox/wheels"  # of an image that brings packages for pip
 SANDBOX_EXEC = "/usr/bin/sandbox-exec"
 SILENCE_S = 600.0  # without an orchestrator for so long, the agent ends itself

@@ -216,6 +216,7 @@ class Execution:
             "exit_code": code,
             "signal": killer,
             "message": end.message,
+            "launch_s": self._launch_s(end.wall_s),
             "wall_s": end.wall_s,
             "cpu_s": end.cpu_s,
             "max_rss_bytes": end.max_rss_bytes,
@@ -223,6 +224,13 @@ class Execution:
         }
         self._send(self.result)
         self._done(self)
+
+    def _launch_s(self, wall_s: float) -> float:
+        """Return how long the job was here before a sandbox got it: one that still boots gets it later."""
+        handed_at = None if self.launcher is None else self.launcher.program.handed_at
+        if handed_at is None:  # a cell of a context; or no sandbox got it
+            handed_at = max(self._begun_at, time.monotonic() - wall_s)
+        return handed_at - self._begun_at
 
     def _outcome(self, end: End) -> tuple[str, int | None, int | None]:
         """Return outcome, exit code and signal.

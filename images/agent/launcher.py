@@ -89,7 +89,6 @@ class Launcher:
         self._layout = layout
         self._rlimits = rlimits
         self._order: dict[str, Any] | None = None
-        self._started_at: float | None = None
         self._ended_at: float | None = None
         self._exit_code: int | None = None
         self._signal: int | None = None
@@ -105,7 +104,6 @@ class Launcher:
 
     def start(self, job: dict[str, Any]) -> None:
         """Hand over the job; a sandbox that still boots gets it when it is ready."""
-        self._started_at = time.monotonic()
         self._order = job
         if self.program.ready:
             self._hand_over()
@@ -245,7 +243,7 @@ class Launcher:
             End(
                 exit_code=self._exit_code,
                 signal=self._signal,
-                wall_s=ended_at - (self._started_at or ended_at),
+                wall_s=ended_at - (self.program.handed_at or ended_at),
                 cpu_s=max(0.0, cpu_s + sum(cpu for cpu, _ in reaped) - self._boot_cpu_s),
                 max_rss_bytes=max(rss for _, rss in reaped) or peak,
                 message=self.program.boot_errors.decode(errors="replace").strip(),

@@ -2,6 +2,7 @@
 
 import marshal
 import os
+import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -31,6 +32,7 @@ class Program:
         self.on_output: Callable[[str, bytes], None] = lambda _stream, _data: None
         self.ready = False
         self.boot_errors = b""
+        self.handed_at: float | None = None  # when it got its job
         self._loop = loop
         self._on_ready = on_ready
         self._pack = pack
@@ -61,6 +63,7 @@ class Program:
 
     def feed(self, job: dict[str, Any]) -> None:
         """Hand over the job. Stdin is its owner's to write and end, at any time."""
+        self.handed_at = time.monotonic()
         self._job.write(self._pack(job))
         self._job.end()
 

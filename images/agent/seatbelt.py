@@ -49,14 +49,12 @@ class Seatbelt:
         self.program = Program(loop, self._become_ready)
         self._loop = loop
         self._order: dict[str, Any] | None = None
-        self._started_at: float | None = None
         limits = LIMITED.format(files=files, blocks=file_bytes // BLOCK)
         tmp = layout.scratch / str(self.scratch) / "tmp"
         self._spawn(["/bin/sh", "-c", limits, "sh", command, *confinement(layout, tmp)], layout.workspace, tmp)
 
     def start(self, job: dict[str, Any]) -> None:
         """Hand over the job; an interpreter that still boots gets it when it is ready."""
-        self._started_at = time.monotonic()
         self._order = job
         if self.program.ready:
             self.program.feed(job)
@@ -105,7 +103,7 @@ class Seatbelt:
             End(
                 exit_code=os.WEXITSTATUS(self._status) if killer is None else SHELL_SIGNALS + killer,
                 signal=killer,
-                wall_s=ended_at - (self._started_at or ended_at),
+                wall_s=ended_at - (self.program.handed_at or ended_at),
                 cpu_s=self._usage.ru_utime + self._usage.ru_stime,
                 max_rss_bytes=self._usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024),
                 message=self.program.boot_errors.decode(errors="replace").strip(),

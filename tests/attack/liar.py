@@ -17,6 +17,7 @@ RESULT = {
     "exit_code": 0,
     "signal": None,
     "message": "",
+    "launch_s": 0.1,
     "wall_s": 0.1,
     "cpu_s": 0.1,
     "max_rss_bytes": 1,

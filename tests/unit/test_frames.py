@@ -120,6 +120,7 @@ RESULT = Result(
     exit_code=0,
     signal=None,
     message="",
+    launch_s=0.1,
     wall_s=0.1,
     cpu_s=0.2,
     max_rss_bytes=3,

@@ -57,6 +57,7 @@ FRAMES = st.one_of(
             "outcome": OUTCOMES,
             "exit_code": st.none() | st.integers(-1, 256),
             "message": st.text(max_size=8),
+            "launch_s": NUMBERS,
             "wall_s": NUMBERS,
             "cpu_s": NUMBERS,
             "max_rss_bytes": st.integers(),
@@ -311,7 +312,7 @@ def test_no_frames_in_any_order_make_a_container_raise_or_be_lost_twice(lines: l
 def test_honest_frames_in_the_wrong_order_lose_the_container_once(order: list[str], again: bool) -> None:
     """Right order: every output numbered, before its execution's one result. In any other, what came first counts."""
     honest = dict.fromkeys(RESULT) | {"outcome": "ok", "exit_code": 0, "message": "", "truncated": []}
-    honest |= {"wall_s": 0, "cpu_s": 0, "max_rss_bytes": 0}
+    honest |= {"launch_s": 0, "wall_s": 0, "cpu_s": 0, "max_rss_bytes": 0}
     counts = dict.fromkeys("12", 0)
     lines = []
     for word in [*order, "r1"] if again else order:

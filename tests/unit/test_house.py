@@ -13,7 +13,7 @@ import pytest
 import yaml
 from prometheus_client import CollectorRegistry
 
-from orchestrator.metrics import Metrics
+from orchestrator.metrics import REFUSE_REASONS, Metrics
 from orchestrator.settings import describe
 
 ROOT = Path(__file__).parents[2]
@@ -23,7 +23,7 @@ AGENT = ROOT / "images" / "agent"
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
     0: "orchestrator hosts models errors settings calls exchange following remote",
-    1: "frames languages log metrics output turns",
+    1: "frames languages log metrics traces output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams contexts cells runs container files terminal recipes "
     "egress egress.addresses egress.policy egress.resolve egress.border egress.relay egress.http egress.socks "
     "egress.serve egress.outlet",
@@ -33,7 +33,7 @@ FLOORS = {
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
     "api.paths api.files api.contexts api.terminal api.sockets api.events api.seed_files api.executions api.packages api.native api.operations api.seed "
     "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 api.mcp api.tools "
-    "app sdk",
+    "otel app sdk",
     7: "doctor server console cli __main__",
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names.split()}
@@ -136,9 +136,9 @@ def test_the_environment_is_read_in_few_places() -> None:
 
 
 def test_nothing_is_decided_by_the_wall_clock() -> None:
-    """A clock that is set must not end sessions; `datetime.now` is for what a client reads."""
+    """A clock that is set must not end sessions; `datetime.now` is for what a client reads, and so are times of spans."""
     found = [name for name, path in MODULES.items() if re.search(r"\btime\.time(_ns)?\(", path.read_text())]
-    assert found == []
+    assert found == ["otel"]
 
 
 @pytest.mark.parametrize("path", sorted(AGENT.glob("*.py")), ids=lambda path: path.name)
@@ -181,6 +181,13 @@ def test_the_documented_metrics_are_the_metrics() -> None:
     ours = {family.name for family in registry.collect()}
     text = (ROOT / "docs" / "metrics.md").read_text()
     assert {name for name in ours if not re.search(rf"\b{name}(_total)?\b", text)} == set()
+
+
+def test_every_reason_of_a_refusal_is_counted_from_the_start() -> None:
+    admitting = [path.read_text() for name, path in MODULES.items() if not name.startswith("egress")]
+    calls = re.findall(r'refuse\("(\w+)"', "".join(admitting))
+    assert len(calls) > 5
+    assert {*calls, "functions"} == set(REFUSE_REASONS)
 
 
 def metrics_in(query: str) -> set[str]:

@@ -71,6 +71,7 @@ TABLE = [
     ("ON_EXIT", "keep", "forget", "one of keep, remove"),
     ("LOG_LEVEL", "info", "INFO", "one of debug, info, warning, error"),
     ("LOG_FORMAT", "auto", "text", "one of auto, json, console"),
+    ("OTLP_ENDPOINT", "", None, "text"),
 ]
 KEY = "0123456789abcdef"
 
