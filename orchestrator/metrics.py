@@ -67,6 +67,9 @@ class Metrics:
             self.pool_misses.labels(template)
             for end in END_REASONS:
                 self.sessions_ended.labels(template, end)
+        for direction in ("in", "out"):
+            self.egress_bytes.labels(direction)
+        self.egress_connections.labels("allowed", "ok")
         for reason in REFUSE_REASONS:
             self.refusals.labels(reason)
         for reason in REMOVE_REASONS:

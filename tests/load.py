@@ -23,6 +23,7 @@ ORDERS: list[tuple[int, dict[str, Any]]] = [
     (3, {"code": "while True: pass", "timeout_s": 0.2}),
     (3, {"code": "print('x' * (17 << 20))"}),
     (2, {"command": "exit 3"}),
+    (5, {"code": "import urllib.request\nurllib.request.urlopen('http://10.0.0.1/', timeout=5)"}),  # refused
 ]
 
 
