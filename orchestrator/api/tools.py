@@ -5,29 +5,28 @@ import hashlib
 import mimetypes
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-import msgspec
 from litestar.types import Receive, Scope, Send
 from mcp.server.mcpserver import Context, MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.streamable_http_manager import StreamableHTTPSessionManager
-from mcp_types import CallToolResult, ContentBlock, ImageContent, TextContent, ToolAnnotations
+from mcp_types import CallToolResult, ToolAnnotations
 from pydantic import Field
 from sse_starlette.sse import AppStatus
 
 from orchestrator import __version__
+from orchestrator.api.results import displayed, facts_of, plain, result, told
 from orchestrator.errors import InvalidRequest, SandboxError, SessionEnded, SessionExists, SessionNotFound
-from orchestrator.models import Execution, ExecutionRequest, SessionRequest
+from orchestrator.models import ContextRequest, ExecutionRequest, SessionRequest
 from orchestrator.service import Orchestrator
 
 SESSIONS = 1000  # MCP sessions that are open at once; a container is taken with the first call of a tool only
-# Clients take events of at most 1 MiB, and six bytes of JSON may stand for one of text.
-READ_LIMIT, IMAGE_LIMIT = 128 << 10, 700 << 10  # bytes of a file, and of an image, that one call reads
-TEXT_LIMIT = 32 << 10  # characters of a stream that a model gets to read
+READ_LIMIT, IMAGE_LIMIT = 128 << 10, 700 << 10  # bytes of a file, and of an image: what surely fits an event
+CONTEXT = "mcp"  # the id of the context that cells run in
 INSTRUCTIONS = (
     "Runs untrusted code in isolated sandboxes without a network. Files in the working directory /workspace last for "
-    "the session, variables and processes do not: each call is a new process."
+    "the session. Variables last from cell to cell of run_cell; run_code and run_command are a new process each time."
 )
 NAMELESS = "You have no session yet: name one in `session_id`, or begin one by running code"
 ABOUT_SESSION = (
@@ -47,6 +46,7 @@ class Tools:
         self._sessions = service.sessions
         server = MCPServer("sandbox", version=__version__, instructions=INSTRUCTIONS, log_level="WARNING")
         for tool, hints in (
+            (self.run_cell, Writing),
             (self.run_code, Writing),
             (self.run_command, Writing),
             (self.read_file, Reading),
@@ -80,6 +80,20 @@ class Tools:
         return f"mcp-{hashlib.sha256(number.encode()).hexdigest()[:32]}"
 
     # --- tools
+
+    async def run_cell(
+        self,
+        ctx: Context,
+        code: Annotated[str, Field(description="Python as in a notebook's cell: %magics and !commands too")],
+        timeout_s: TimeoutS = None,
+        session_id: SessionId = None,
+    ) -> CallToolResult:
+        """Run Python as a cell of a notebook: variables stay, the last expression and figures are shown."""
+        sid, note = await self._session(ctx, session_id)
+        with said():
+            renewed = await self._context(sid)
+        request = ExecutionRequest(code=code, context_id=CONTEXT, timeout_s=timeout_s)
+        return await self._execute(ctx, sid, request, notes=[renewed, note])
 
     async def run_code(
         self,
@@ -204,11 +218,27 @@ class Tools:
                 return await self._session(ctx, asked, begins=begins)
             return session.id, note or ("" if own else f"[session_id: {session.id}]")
 
-    async def _execute(self, ctx: Context, asked: str | None, request: ExecutionRequest) -> CallToolResult:
+    async def _context(self, sid: str) -> str:
+        """See that the session has a living interpreter for cells; return what is to be said of it."""
+        contexts, deadline_s = self._sessions.get(sid).container.contexts, self._service.settings.start_timeout_seconds
+        if CONTEXT not in contexts.held:
+            self._sessions.admission.context(in_session=len(contexts.held))
+            await contexts.open(ContextRequest(id=CONTEXT), deadline_s=deadline_s)
+        elif contexts.get(CONTEXT).state == "dead":
+            await contexts.restart(CONTEXT, deadline_s=deadline_s)
+            return "[the interpreter had ended and was started anew: variables are gone]"
+        return ""
+
+    async def _execute(
+        self, ctx: Context, asked: str | None, request: ExecutionRequest, *, notes: list[str] | None = None
+    ) -> CallToolResult:
         sid, note = await self._session(ctx, asked)
         with said():
             execution = await self._sessions.execute(sid, request)
-        return result([*told(execution), note], facts=facts_of(execution), failed=execution.outcome != "ok")
+        texts, images = displayed(execution)
+        lines = told(execution, also=texts) or ([] if images else ["[no output]"])
+        lines += notes or [note]
+        return result(lines, images=images, facts=facts_of(execution), failed=execution.outcome != "ok")
 
 
 @contextmanager
@@ -218,62 +248,6 @@ def said() -> Iterator[None]:
         yield
     except SandboxError as error:
         raise ToolError(f"{error.detail} ({error.code})") from error
-
-
-def told(execution: Execution) -> list[str]:
-    """Return what became of an execution, in words for a model."""
-    lines = []
-    if execution.outcome != "ok":
-        code = "" if execution.exit_code is None else f", exit code {execution.exit_code}"
-        lines.append(f"[outcome: {execution.outcome}{code}]")
-    for name, text in (("stdout", execution.stdout), ("stderr", execution.stderr)):
-        if text:
-            cut = " (cut off)" if name in execution.truncated else ""
-            lines.append(shown(text) if name == "stdout" and not cut else f"[{name}{cut}]\n{shown(text)}")
-    if execution.value is not None:
-        lines.append(f"[value] {shown(bytes(execution.value).decode())}")
-    if execution.error is not None and execution.error.message not in execution.stderr:
-        lines.append(f"[error] {execution.error.type}: {shown(execution.error.message)}")
-    if execution.artifacts:
-        lines.append("[files] " + ", ".join(f"{file.path} ({file.size_bytes} bytes)" for file in execution.artifacts))
-    return lines or ["[no output]"]
-
-
-def shown(text: str) -> str:
-    """Return as much of a text as a model should have to read: beginning and end."""
-    text = text.removesuffix("\n")
-    left_out = len(text) - TEXT_LIMIT
-    if left_out <= 0:
-        return text
-    half = TEXT_LIMIT // 2
-    return f"{text[:half]}\n[{left_out} characters are left out here: print less, or write to a file]\n{text[-half:]}"
-
-
-def facts_of(execution: Execution) -> Any:
-    """Return what programs want to know of an execution. What may be long is text only, shortened for the model."""
-    return {
-        "session_id": execution.session_id,
-        "execution_id": execution.id,
-        "outcome": execution.outcome,
-        "exit_code": execution.exit_code,
-        "error": None if execution.error is None else execution.error.type,
-        "usage": plain(execution.usage),
-    }
-
-
-def result(
-    lines: list[str], *, images: list[tuple[str, str]] | None = None, facts: Any = None, failed: bool = False
-) -> CallToolResult:
-    """Return a tool's result: text, and images as MIME type and base64."""
-    content: list[ContentBlock] = [ImageContent(type="image", data=data, mime_type=kind) for kind, data in images or []]
-    if text := "\n".join(line for line in lines if line):
-        content.append(TextContent(type="text", text=text))
-    return CallToolResult(content=content, structured_content=facts, is_error=failed)
-
-
-def plain(value: Any) -> Any:
-    """Return structs as what JSON has."""
-    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def content_of(content: str, encoding: str) -> bytes:

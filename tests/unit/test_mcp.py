@@ -15,6 +15,7 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp_types import CallToolResult, ImageContent, TextContent
 
+from tests.contexts import has_ipython
 from tests.live import Live, serve
 
 KEY = "0123456789abcdef0123"
@@ -81,7 +82,7 @@ def sessions(live: Live) -> list[Any]:
 async def test_the_tools_are_listed_with_what_they_take(live: Live, mode: str) -> None:
     async with connected(live, mode) as client:
         tools = {tool.name: tool for tool in (await client.list_tools()).tools}
-    expected = "run_code run_command read_file write_file list_files list_sessions end_session".split()
+    expected = "run_cell run_code run_command read_file write_file list_files list_sessions end_session".split()
     assert list(tools) == expected
     assert tools["run_code"].input_schema["required"] == ["code"]
     assert tools["run_code"].input_schema["properties"]["language"]["enum"] == ["python", "javascript", "shell"]
@@ -135,6 +136,31 @@ async def test_a_result_tells_outcome_error_value_and_files(live: Live) -> None:
         assert len(long) < 33_000
         assert "67235 characters are left out" in long
         assert long.endswith("end")
+
+
+@pytest.mark.skipif(not has_ipython(), reason="the interpreter of the local engine has no IPython")
+async def test_cells_keep_variables_and_show_images(live: Live) -> None:
+    show = f"from IPython.display import Image, Markdown, display\nimport base64\npixel = base64.b64decode('{PIXEL}')\n"
+    async with connected(live) as client:
+        assert await say(client, "run_cell", code="x = 20") == "[no output]"
+        assert await say(client, "run_cell", code="print('printed')\nx += 1\nx * 2") == "printed\n42"
+        shown = await call(
+            client, "run_cell", code=show + "display(Markdown('**bold**'))\ndisplay(Image(pixel))\n'last'"
+        )
+        image, text = shown.content
+        assert isinstance(image, ImageContent)
+        assert (image.mime_type, base64.b64decode(image.data)) == ("image/png", base64.b64decode(PIXEL))
+        assert text_of(shown) == "**bold**\n'last'"
+        assert isinstance(text, TextContent)
+        large = await say(client, "run_cell", code="Image(pixel + bytes(900_000))")
+        assert large == "[an image of 900070 bytes is left out: make it smaller]"
+        said = await fail(client, "run_cell", code="1 / 0")
+        assert "ZeroDivisionError: division by zero" in said
+        assert "timeout" in await fail(client, "run_cell", code="import time\ntime.sleep(60)", timeout_s=0.5)
+        assert await say(client, "run_cell", code="x") == "21"
+        await fail(client, "run_cell", code="import os\nos._exit(3)")
+        renewed = await say(client, "run_cell", code="'x' in globals()")
+        assert renewed == "False\n[the interpreter had ended and was started anew: variables are gone]"
 
 
 async def test_images_and_bytes_are_read_as_what_they_are(live: Live) -> None:
