@@ -4,17 +4,17 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from litestar import Litestar
+from litestar import Litestar, Router
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
-from litestar.openapi.plugins import SwaggerRenderPlugin
+from litestar.openapi.plugins import JsonRenderPlugin
 from litestar.plugins.prometheus import PrometheusConfig
 from litestar.types import Middleware
 
 from orchestrator import __version__
-from orchestrator.api import aws, native, operations, problems, seed, sockets
+from orchestrator.api import aws, native, operations, pages, problems, seed, sockets
 from orchestrator.api.bodies import StrictRequest
-from orchestrator.api.guard import Gate, add_headers
+from orchestrator.api.guard import OPEN, Gate, add_headers
 from orchestrator.api.mcp import McpDoor
 from orchestrator.errors import SettingsError
 from orchestrator.service import Orchestrator
@@ -41,7 +41,14 @@ def create_app(settings: Settings) -> Litestar:
             yield
 
     app = Litestar(
-        route_handlers=[*operations.handlers, native.router, seed.router, aws.door(settings), mcp.handler],
+        route_handlers=[
+            *operations.handlers,
+            *pages.handlers,
+            native.router,
+            seed.router,
+            aws.door(settings),
+            mcp.handler,
+        ],
         dependencies={"service": Provide(lambda: service, sync_to_thread=False)},
         exception_handlers={Exception: problems.handle},
         after_exception=[sockets.note_refusal],
@@ -55,8 +62,8 @@ def create_app(settings: Settings) -> Litestar:
             title="Sandbox orchestrator",
             version=__version__,
             description="Untrusted code in warm containers, each execution in a fresh bubblewrap sandbox.",
-            path="/docs",
-            render_plugins=[SwaggerRenderPlugin()],
+            openapi_router=Router("/docs", route_handlers=[], opt={OPEN: True}, include_in_schema=False),
+            render_plugins=[pages.Browsable(path="/docs"), JsonRenderPlugin()],
         ),
         signature_types=[Orchestrator],
         logging_config=None,

@@ -31,8 +31,13 @@ FLOORS = {
     4: "backoff observer plan removals starts reconciler adoption lock",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
-    "api.paths api.files api.contexts api.terminal api.sockets api.events api.seed_files api.executions api.packages api.native api.operations api.seed "
-    "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 api.mcp api.results api.tools "
+    "api.paths api.files api.contexts api.terminal api.sockets api.events "
+    "api.seed_files api.executions api.packages api.native "
+    "api.operations "
+    "api.pages "
+    "api.seed "
+    "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 "
+    "api.mcp api.results api.tools "
     "otel app sdk",
     7: "doctor server console cli __main__",
 }

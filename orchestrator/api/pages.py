@@ -1,0 +1,61 @@
+"""The pages for people: the console, and the API to browse. They are served whole by us, and hold no secret: no key is
+needed to see them, but for all that they ask for.
+"""
+
+from importlib.resources import files
+from typing import Annotated, Any
+
+from litestar import Request, Response, get
+from litestar.openapi.plugins import OpenAPIRenderPlugin
+from litestar.params import Parameter
+
+from orchestrator.api.guard import OPEN
+from orchestrator.errors import NotFound
+
+TYPES = {"pages.css": "text/css", "console.js": "text/javascript", "docs.js": "text/javascript"}
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
+    "form-action 'none'; base-uri 'none'; frame-ancestors 'none'"
+)
+
+
+@get("/", opt={OPEN: True}, include_in_schema=False)
+async def page() -> Response[bytes]:
+    """Send the page."""
+    return sent("index.html", "text/html")
+
+
+@get("/pages/{name:str}", opt={OPEN: True}, include_in_schema=False)
+async def part(name: Annotated[str, Parameter(max_length=32)]) -> Response[bytes]:
+    """Send what belongs to the page."""
+    if name not in TYPES:
+        raise NotFound("There is nothing at this path: the console is at /")
+    return sent(name, TYPES[name])
+
+
+@get("/openapi.json", opt={OPEN: True}, include_in_schema=False)
+async def specification(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
+    """Send the OpenAPI document."""
+    return Response(request.app.openapi_schema.to_schema(), media_type="application/json")
+
+
+class Browsable(OpenAPIRenderPlugin):
+    """The page that shows the OpenAPI document."""
+
+    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002
+        """Return the page, which fetches the document itself."""
+        return content_of("docs.html")
+
+
+def content_of(name: str) -> bytes:
+    """Return one of the pages' files."""
+    return (files("orchestrator") / "pages" / name).read_bytes()
+
+
+def sent(name: str, media_type: str) -> Response[bytes]:
+    """Return the answer that sends one of the pages' files."""
+    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
+    return Response(content_of(name), media_type=media_type, headers=headers)
+
+
+handlers = [page, part, specification]
