@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, nullcontext
 from typing import TYPE_CHECKING
 
-from litestar import Litestar, Router
+from litestar import Litestar
 from litestar.di import Provide
 from litestar.openapi.config import OpenAPIConfig
 from litestar.openapi.plugins import JsonRenderPlugin
@@ -14,7 +14,7 @@ from litestar.types import Middleware
 from orchestrator import __version__
 from orchestrator.api import aws, native, operations, pages, problems, seed, sockets
 from orchestrator.api.bodies import StrictRequest
-from orchestrator.api.guard import OPEN, Gate, add_headers
+from orchestrator.api.guard import Gate, add_headers
 from orchestrator.api.mcp import McpDoor
 from orchestrator.errors import SettingsError
 from orchestrator.service import Orchestrator
@@ -62,8 +62,8 @@ def create_app(settings: Settings) -> Litestar:
             title="Sandbox orchestrator",
             version=__version__,
             description="Untrusted code in warm containers, each execution in a fresh bubblewrap sandbox.",
-            openapi_router=Router("/docs", route_handlers=[], opt={OPEN: True}, include_in_schema=False),
-            render_plugins=[pages.Browsable(path="/docs"), JsonRenderPlugin()],
+            path="/openapi",  # where Litestar wants it; `pages` serves it at its usual place
+            render_plugins=[JsonRenderPlugin()],
         ),
         signature_types=[Orchestrator],
         logging_config=None,

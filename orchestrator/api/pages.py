@@ -6,7 +6,6 @@ from importlib.resources import files
 from typing import Annotated, Any
 
 from litestar import Request, Response, get
-from litestar.openapi.plugins import OpenAPIRenderPlugin
 from litestar.params import Parameter
 
 from orchestrator.api.guard import OPEN
@@ -33,29 +32,23 @@ async def part(name: Annotated[str, Parameter(max_length=32)]) -> Response[bytes
     return sent(name, TYPES[name])
 
 
-@get("/openapi.json", opt={OPEN: True}, include_in_schema=False)
+@get("/docs", opt={OPEN: True}, include_in_schema=False)
+async def documentation() -> Response[bytes]:
+    """Send the page that shows the specification; it needs a key for that."""
+    return sent("docs.html", "text/html")
+
+
+@get("/openapi.json", include_in_schema=False)
 async def specification(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
     """Send the OpenAPI document."""
     return Response(request.app.openapi_schema.to_schema(), media_type="application/json")
 
 
-class Browsable(OpenAPIRenderPlugin):
-    """The page that shows the OpenAPI document."""
-
-    def render(self, request: Request[Any, Any, Any], openapi_schema: dict[str, Any]) -> bytes:  # noqa: ARG002
-        """Return the page, which fetches the document itself."""
-        return content_of("docs.html")
-
-
-def content_of(name: str) -> bytes:
-    """Return one of the pages' files."""
-    return (files("orchestrator") / "pages" / name).read_bytes()
-
-
 def sent(name: str, media_type: str) -> Response[bytes]:
     """Return the answer that sends one of the pages' files."""
-    headers = {"Content-Security-Policy": POLICY, "Cache-Control": "no-cache"}
-    return Response(content_of(name), media_type=media_type, headers=headers)
+    headers = {"Content-Security-Policy": POLICY}
+    content = (files("orchestrator") / "pages" / name).read_bytes()
+    return Response(content, media_type=media_type, headers=headers)
 
 
-handlers = [page, part, specification]
+handlers = [page, part, documentation, specification]

@@ -443,7 +443,7 @@ def test_the_server_does_not_name_its_software(client: httpx.Client) -> None:
     "host", ["evil.example", "evil.example:80", "localhost.evil.example", "127.0.0.1.evil.example", ""]
 )
 def test_a_name_that_a_stranger_chose_for_this_machine_is_refused(client: httpx.Client, host: str) -> None:
-    for path in ("/v1/sessions", "/metrics", "/docs", f"{SEED}/workspaces"):
+    for path in ("/v1/sessions", "/metrics", "/openapi.json", f"{SEED}/workspaces"):
         assert client.get(path, headers={"Host": host}).status_code == 401
     assert "localhost only" in refusal(client.get("/v1/pool", headers={"Host": host}), 401, "unauthorized")
     assert client.get("/health", headers={"Host": host}).status_code == 200
@@ -498,7 +498,7 @@ ROUTES = {
 
 
 def test_the_specification_lists_every_route_with_its_shapes(client: httpx.Client) -> None:
-    specification = client.get("/docs/openapi.json").json()
+    specification = client.get("/openapi.json").json()
     assert {path: set(methods) for path, methods in specification["paths"].items()} == ROUTES
     for methods in specification["paths"].values():
         for method in methods.values():
@@ -508,7 +508,7 @@ def test_the_specification_lists_every_route_with_its_shapes(client: httpx.Clien
 
 
 def test_the_specification_knows_of_events_and_of_answers_before_the_end(client: httpx.Client) -> None:
-    paths = client.get("/docs/openapi.json").json()["paths"]
+    paths = client.get("/openapi.json").json()["paths"]
     answers = paths["/v1/sessions/{sid}/executions"]["post"]["responses"]
     assert set(answers["200"]["content"]) == {"application/json", "text/event-stream"}
     assert set(answers["202"]["content"]) == {"application/json"}
@@ -517,8 +517,15 @@ def test_the_specification_knows_of_events_and_of_answers_before_the_end(client:
     assert {"Last-Event-ID", "last_event_id"} <= {parameter["name"] for parameter in events["parameters"]}
 
 
-def test_the_documentation_is_a_page(client: httpx.Client) -> None:
-    answer = client.get("/docs")
+@pytest.mark.parametrize("path", ["/", "/docs"])
+def test_what_is_for_people_is_a_page_of_our_own(client: httpx.Client, path: str) -> None:
+    answer = client.get(path)
+    parts = re.findall(r'(?:src|href)="([^"]*)"', answer.text)
+    assert [part for part in parts if not part.startswith(("/", "data:"))] == []
+    assert [200] * len(parts) == [client.get(part).status_code for part in parts if part.startswith("/")] + [
+        200 for part in parts if part.startswith("data:")
+    ]
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
@@ -533,7 +540,7 @@ CLOSED: dict[str, set[str]] = {
     "reason": {*models.END_REASONS, *REMOVE_REASONS, *REFUSE_REASONS},
     "call": {"start", "info", "create", "version", "attach", "list", "remove"},
     "method": {"GET", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"},
-    "path": {*ROUTES, "/docs", "/docs/openapi.json"},
+    "path": {*ROUTES, "/", "/docs", "/openapi.json", "/pages/{name}"},
     "app_name": {"sandbox"},
 }
 GAUGES = {
@@ -612,7 +619,7 @@ def keyed(state_dir: Path) -> Iterator[Live]:
     ids=str,
 )
 def test_without_a_right_key_nothing_is_served(keyed: Live, headers: dict[str, str]) -> None:
-    for path in ("/v1/sessions", "/metrics", "/docs", "/docs/openapi.json"):
+    for path in ("/v1/sessions", "/metrics", "/openapi.json", "/openapi"):
         assert keyed.client.get(path, headers=headers).status_code == 401
     answer = keyed.client.post("/v1/execute", json={"code": ""}, headers=headers)
     refusal(answer, 401, "unauthorized")
@@ -635,8 +642,8 @@ def test_with_a_key_everything_is_served_under_any_host_name(keyed: Live, header
         assert keyed.client.get(path, headers=headers).status_code == 200
 
 
-def test_health_and_readiness_need_no_key(keyed: Live) -> None:
-    assert [keyed.client.get(path).status_code for path in ("/health", "/ready")] == [200, 200]
+def test_health_readiness_and_pages_need_no_key(keyed: Live) -> None:
+    assert [200] * 4 == [keyed.client.get(path).status_code for path in ("/health", "/ready", "/", "/docs")]
 
 
 def test_keys_are_nowhere_in_the_log(keyed: Live) -> None:

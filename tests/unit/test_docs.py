@@ -172,7 +172,7 @@ def test_the_documented_metrics_are_those_that_are_served(local_service: Live) -
 
 
 def test_the_documented_routes_are_those_of_the_specification(local_service: Live) -> None:
-    specification = local_service.client.get("/docs/openapi.json").json()
+    specification = local_service.client.get("/openapi.json").json()
     served = {(method.upper(), path) for path, methods in specification["paths"].items() for method in methods}
     assert served == set(re.findall(r"`(GET|HEAD|POST|PUT|PATCH|DELETE) (/[^`]*)`", API))
 
