@@ -87,8 +87,11 @@ def run(job):
 
 def run_command(argv):
     """Become the command; return a shell's exit code when that fails."""
+    import _signal  # type: ignore[import-not-found]  # `signal` itself costs an import of enum
     import os
 
+    for number in (_signal.SIGPIPE, _signal.SIGXFSZ):  # which Python ignores: `yes | head` is to end
+        _signal.signal(number, _signal.SIG_DFL)
     os.set_inheritable(VALUE_FD, False)
     try:
         os.execvp(argv[0], argv)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import pytest
@@ -12,6 +12,8 @@ from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestrator import errors, models
+from orchestrator.egress.policy import REASONS as EGRESS_REASONS
+from orchestrator.egress.policy import Decision
 from orchestrator.metrics import REFUSE_REASONS, REMOVE_REASONS, Metrics
 from tests.live import Live, free_port, serve, start
 
@@ -480,6 +482,9 @@ ROUTES = {
     "/v1/sessions/{sid}/files": {"get"},
     "/v1/sessions/{sid}/files/{path}": {"get", "head", "post", "put", "patch", "delete"},
     "/v1/sessions/{sid}/archive": {"get", "post"},
+    "/v1/sessions/{sid}/contexts": {"get", "post"},
+    "/v1/sessions/{sid}/contexts/{cid}": {"get", "delete"},
+    "/v1/sessions/{sid}/contexts/{cid}/restart": {"post"},
     "/v1/sessions/{sid}/packages": {"post"},
     f"{SEED}/upload/{{sid}}": {"post"},
     f"{SEED}/download/{{sid}}/{{path}}": {"get"},
@@ -537,7 +542,9 @@ CLOSED: dict[str, set[str]] = {
     "source": {"warm", "cold"},
     "template": {"python"},
     "result": {"ok", "error", "timeout", "woken"},
-    "reason": {*models.END_REASONS, *REMOVE_REASONS, *REFUSE_REASONS},
+    "reason": {*models.END_REASONS, *REMOVE_REASONS, *REFUSE_REASONS, *EGRESS_REASONS},
+    "decision": {"allowed", *get_args(Decision)},
+    "direction": {"in", "out"},
     "call": {"start", "info", "create", "version", "attach", "list", "remove"},
     "method": {"GET", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"},
     "path": {*ROUTES, "/", "/docs", "/openapi.json", "/pages/{name}"},
