@@ -4,6 +4,7 @@ import asyncio
 import importlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from contextvars import Context
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -62,7 +63,9 @@ class McpDoor:
                 module = await asyncio.to_thread(importlib.import_module, "orchestrator.api.tools")
                 tools = module.Tools(self._service)
                 started = asyncio.Event()
-                self._open = (tools, asyncio.create_task(self._keep(tools, started)))
+                # In a context of its own: it lasts, and belongs to the trace of no request, not even the first.
+                keeping = asyncio.create_task(self._keep(tools, started), context=Context())
+                self._open = (tools, keeping)
                 await started.wait()
             return self._open[0]
 
