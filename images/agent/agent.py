@@ -101,9 +101,11 @@ class Agent:
                 if handle is not None:
                     handle(frame)
 
-    def _send(self, frame: Frame) -> None:
-        self._out += encode(frame)
-        if not self._writing:
+    def _send(self, frame: Frame | None, *, more: bool = False) -> None:
+        """Send a frame; one that is followed by `more` at once waits for those, and goes with them."""
+        if frame is not None:
+            self._out += encode(frame)
+        if not (more or self._writing):
             self._write()
 
     def _write(self) -> None:
@@ -285,7 +287,9 @@ class Agent:
         wanted = {name: count for name, count in self._limits.preboot.items() if name in self._languages}
         self._stock = Stock(self._loop, wanted, self._boot, self._leave)
         job: Frame = {"code": CANARY, "handler": "canary", "timeout_s": 20.0}
-        execution = Execution("canary", job, {}, self._limits, self._loop, lambda _frame: None, self._judge)
+        execution = Execution(
+            "canary", job, {}, self._limits, self._loop, lambda _frame, *, more=False: None, self._judge
+        )
         try:
             execution.start(self._boot(PYTHON))
         except OSError as error:
@@ -325,6 +329,10 @@ class Agent:
                 "contexts": self._contexts.known(),
             }
         )
+
+
+def untold(frame: Frame | None, *, more: bool = False) -> None:
+    """Send nothing: the canary is between the agent and itself."""
 
 
 def main() -> None:

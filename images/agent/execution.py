@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import resource
 import signal
 import sys
@@ -9,9 +10,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from frames import Frame
 from languages import LANGUAGES, PYTHON, home_of
@@ -62,6 +63,12 @@ class Limits:
         }
 
 
+class Send(Protocol):
+    """How frames leave; see `Agent._send`."""
+
+    def __call__(self, frame: Frame | None, *, more: bool = False) -> None: ...
+
+
 class Execution:
     """One job in one sandbox. `result` is None while it runs."""
 
@@ -72,7 +79,7 @@ class Execution:
         note: dict[str, Any],
         limits: Limits,
         loop: Loop,
-        send: Callable[[Frame], None],
+        send: Send,
         done: Callable[["Execution"], None],
     ) -> None:
         self.id = eid
@@ -89,6 +96,7 @@ class Execution:
         self.changed: Callable[[int, float], Iterator[dict[str, Any]]] = lambda _since_ns, _begun: iter(())
         self._started = (0, 0.0)
         self._output = Output()
+        self._value = bytearray()  # nobody needs it before the result: it comes with that, in one write
         self._early_stdin = bytearray(job.get("stdin", "").encode("utf-8", "surrogatepass"))
         self._stdin_open = bool(job.get("stdin_open"))
         self._kept: Counter[str] = Counter()
@@ -170,9 +178,11 @@ class Execution:
     def resend(self, seq: int) -> None:
         """Send again what follows the numbered output frame `seq`."""
         for number in range(seq + 1, len(self._output) + 1):
-            self._send_output(number, *self._output.piece(number))
+            self._send_output(number, *self._output.piece(number), more=True)
         if self.result is not None:
             self._send(self.result)
+        else:
+            self._send(None)
 
     def _on_output(self, stream: str, data: bytes) -> None:
         self._seen[stream] += len(data)
@@ -180,7 +190,10 @@ class Execution:
             self.stop("output_limit")
         if room := self._limits.room(stream) - self._kept[stream]:
             self._kept[stream] += min(room, len(data))
-            self._add_output(stream, data[:room])
+            if stream == "value":
+                self._value += data[:room]
+            else:
+                self._add_output(stream, data[:room])
 
     def _tell_artifacts(self) -> None:
         """Name the files that were made or changed since the start, as JSON lines on a stream of their own."""
@@ -191,21 +204,22 @@ class Execution:
             if len(lines) + len(line) <= ARTIFACT_BYTES and lines.count(b"\n") < ARTIFACTS:
                 lines += line
         self._kept["artifact"] = len(lines)
-        self._add_output("artifact", lines)
+        self._add_output("artifact", lines, more=True)
 
-    def _add_output(self, stream: str, data: bytes) -> None:
+    def _add_output(self, stream: str, data: bytes, *, more: bool = False) -> None:
         for piece in cut(stream, data):
             self._output.add(stream, piece)
-            self._send_output(len(self._output), stream, piece)
+            self._send_output(len(self._output), stream, piece, more=more)
 
-    def _send_output(self, number: int, stream: str, data: bytes) -> None:
+    def _send_output(self, number: int, stream: str, data: bytes, *, more: bool) -> None:
         text = base64.b64encode(data).decode()
-        self._send({"type": "output", "id": self.id, "seq": number, "stream": stream, "data": text})
+        self._send({"type": "output", "id": self.id, "seq": number, "stream": stream, "data": text}, more=more)
 
     def _on_end(self, end: End) -> None:
         if self._timer is not None:
             self._timer.cancel()
         self.message = end.message
+        self._add_output("value", bytes(self._value), more=True)
         self._tell_artifacts()
         outcome, code, killer = self._outcome(end)
         self.result = {
@@ -261,10 +275,16 @@ def argv_of(job: dict[str, Any]) -> list[str] | None:
 
 def oom_kills() -> int:
     """Return how many processes of this container the kernel's OOM killer has killed."""
+    _, _, rest = os.pread(oom_counter(), 4096, 0).partition(b"oom_kill ")
+    return int(rest.split(None, 1)[0]) if rest else 0
+
+
+@cache
+def oom_counter() -> int:
+    """Return a descriptor of the cgroup's count of OOM kills; an empty file where there is none."""
     for path in OOM_COUNTERS:
-        if Path(path).exists():
-            for line in Path(path).read_text().splitlines():
-                name, _, count = line.partition(" ")
-                if name == "oom_kill":
-                    return int(count)
-    return 0
+        try:
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError:
+            continue
+    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
