@@ -287,9 +287,7 @@ class Agent:
         wanted = {name: count for name, count in self._limits.preboot.items() if name in self._languages}
         self._stock = Stock(self._loop, wanted, self._boot, self._leave)
         job: Frame = {"code": CANARY, "handler": "canary", "timeout_s": 20.0}
-        execution = Execution(
-            "canary", job, {}, self._limits, self._loop, lambda _frame, *, more=False: None, self._judge
-        )
+        execution = Execution("canary", job, {}, self._limits, self._loop, untold, self._judge)
         try:
             execution.start(self._boot(PYTHON))
         except OSError as error:
