@@ -50,7 +50,7 @@ def away(
     short: bool, leave: Callable[[Dockerd], object], come_back: Callable[[Dockerd], object], *, live_restore: bool
 ) -> str:
     """Take the engine away under a running execution, and bring it back; return what was found."""
-    away_s = 6 if short else 20
+    away_s = 4 if short else 20
     with (
         dockerd(live_restore=live_restore) as engine,
         serve(environ={"DOCKER_HOST": engine.address}, **PATIENCE) as own,

@@ -16,7 +16,7 @@ from tests.attack.run import judge
 
 CASES = [*load(), *beyond.CASES, *chaos.CASES]
 # Long even when short: only `make attack` has them.
-SLOW = {"api-14", "life-08", "life-09", "life-19", "shr-06", "chaos-01"}
+SLOW = {"api-14", "life-08", "life-09", "life-19", "shr-06", "chaos-01", "chaos-06"}
 CONTROLS = ["ns-04", "fs-02", "priv-01", "net-05"]  # three that escape from a plain container, one that does not
 
 

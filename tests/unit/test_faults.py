@@ -28,7 +28,7 @@ from tests.unit.test_reconciler import House
 from tests.virtual import VirtualLoop
 
 T = TypeVar("T")
-STEPS = int(os.environ.get("SANDBOX_TEST_STEPS", "1000"))
+STEPS = int(os.environ.get("SANDBOX_TEST_STEPS", "1000"))  # `make chaos` takes more
 STEPS_A_RUN = 50
 CAP = 6
 CALL_S = 15.0  # the deadline of a call to the engine
