@@ -195,6 +195,9 @@ def make_shell(records):
             if isinstance(failure, SystemExit):
                 return
             hide_own(trace)
+            if isinstance(failure, KeyboardInterrupt) or kind.__name__ == "CancelledError":
+                self._showtraceback(kind, failure, plain_trace(kind, failure, trace))
+                return
             super().showtraceback((kind, failure, trace), *args, **kwargs)
 
         def _showtraceback(self, _etype, _evalue, stb):
@@ -231,6 +234,16 @@ def hide_own(trace):
         if trace.tb_next.tb_frame.f_code.co_filename == own != trace.tb_frame.f_code.co_filename:
             trace.tb_next = None
         trace = trace.tb_next
+
+
+def plain_trace(kind, failure, trace):
+    """Return the lines of an interrupt's traceback. IPython's own take long the first time, and the kill is near."""
+    import traceback
+
+    first = trace
+    while first is not None and not first.tb_frame.f_code.co_filename.startswith("<ipython-input"):
+        first = first.tb_next
+    return [line.rstrip("\n") for line in traceback.format_exception(kind, failure, first or trace, chain=False)]
 
 
 def make_runner():

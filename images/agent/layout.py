@@ -21,7 +21,7 @@ PROC_FILES = (
 PROC_DIRS = "acpi bus scsi irq fs asound driver dynamic_debug".split()
 DEVICES = "null zero full random urandom".split()
 # What programs look for in /etc; everything else of the container's /etc stays outside.
-ETC = "ld.so.cache ssl/openssl.cnf ssl/certs/ca-certificates.crt alternatives localtime mime.types services".split()
+ETC = "ld.so.cache ssl/openssl.cnf ssl/certs/ca-certificates.crt alternatives localtime mime.types services matplotlibrc".split()
 ETC_FILES = {
     "passwd": "root:x:0:0:root:/:/usr/sbin/nologin\nsandbox:x:1000:1000:sandbox:/workspace:/bin/bash\n",
     "group": "root:x:0:\nsandbox:x:1000:\n",

@@ -116,7 +116,7 @@ def test_a_timeout_interrupts_and_kills_only_what_does_not_heed_it(context: Ctx)
     assert context.value("'x' in globals()") is False
 
 
-def test_a_cancelled_cell_ends_within_a_second_and_the_context_lives(context: Ctx) -> None:
+def test_a_cancelled_cell_ends_before_a_kill_would_come_and_the_context_lives(context: Ctx) -> None:
     context.run("x = 5")
     with ThreadPoolExecutor(1) as pool:
         cell = pool.submit(context.run, "import time\nopen('begun', 'w').close()\ntime.sleep(60)")
@@ -126,7 +126,7 @@ def test_a_cancelled_cell_ends_within_a_second_and_the_context_lives(context: Ct
         begun = time.monotonic()
         assert context.client.delete(f"{context.session}/executions/{eid}").status_code == 204
         execution = cell.result()
-        assert time.monotonic() - begun < 1
+        assert time.monotonic() - begun < 2
     assert (execution["outcome"], execution["signal"]) == ("cancelled", 2)
     assert context.value("x") == 5
 
