@@ -38,6 +38,7 @@ run: ## everything: set-up, engine, image, service, an example; serves until Ctr
 
 test: setup ## lint, types, unit tests, tests on the real engine
 	@case $$(uname) in Linux) command -v bwrap >/dev/null || scripts/apt.sh bubblewrap ;; esac
+	@case $$(uname) in Linux) [ -e /usr/lib/python3/dist-packages/IPython ] || scripts/apt.sh python3-ipython || true ;; esac
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/mypy

@@ -1,5 +1,6 @@
 """Contexts on the local engine: IPython's own shell in a sandbox that stays, over the real agent."""
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -8,6 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
+from orchestrator import errors
+from orchestrator.sdk import SandboxClient, SyncSandboxClient
 from tests.contexts import Ctx, has_ipython, main_of, running, until
 
 pytestmark = pytest.mark.skipif(not has_ipython(), reason="/usr/bin/python3 has no IPython: install python3-ipython")
@@ -482,3 +485,61 @@ def test_threads_of_a_client_may_share_a_context(fresh: Ctx) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert set(pool.map(fresh.value, ["total += 1"] * 20)) == {None}
     assert fresh.value("total") == 20
+
+
+# --- streams of events, and the clients
+
+
+def test_displays_are_events_as_they_happen(fresh: Ctx) -> None:
+    body = {"code": "print('a', end='')\ndisplay('b')\n5", "context_id": fresh.id}
+    headers = {"Accept": "text/event-stream"}
+    with fresh.client.stream("POST", f"{fresh.session}/executions", json=body, headers=headers) as answer:
+        lines = list(answer.iter_lines())
+    kinds = [line.removeprefix("event: ") for line in lines if line.startswith("event: ")]
+    assert kinds == ["started", "stdout", "display", "display", "done"]
+    shown = [
+        json.loads(lines[at + 1].removeprefix("data: ")) for at, line in enumerate(lines) if line == "event: display"
+    ]
+    assert shown == [{"text/plain": "'b'"}, {"text/plain": "5", "main": True}]
+
+
+def test_a_cell_that_is_not_waited_for_is_found_later(fresh: Ctx) -> None:
+    answer = fresh.client.post(
+        f"{fresh.session}/executions",
+        json={"code": "y = 5\ny", "context_id": fresh.id},
+        headers={"Prefer": "respond-async"},
+    )
+    assert answer.status_code == 202
+    path = answer.headers["Location"]
+    until(lambda: fresh.client.get(path).json()["outcome"])
+    assert fresh.client.get(path).json()["value"] == 5
+
+
+async def test_the_asyncio_client_has_contexts(local_service: Any) -> None:
+    async with SandboxClient(local_service.url) as client, client.session() as session:
+        context = await session.context()
+        await context.run("x = 1")
+        execution = await context.run("x + 1")
+        assert (execution.value, execution.displays) == (2, [{"text/plain": "2", "main": True}])
+        assert (await context.read()).executions == 2
+        assert (await client.list_contexts(session.id)).contexts == [await context.read()]
+        await context.restart()
+        assert (await context.run("x")).outcome == "error"
+        await context.run("import os; os._exit(1)")
+        with pytest.raises(errors.ContextDead):
+            await context.run("1")
+        await context.delete()
+        with pytest.raises(errors.ContextNotFound):
+            await context.read()
+
+
+def test_the_synchronous_client_has_contexts(local_service: Any) -> None:
+    with SyncSandboxClient(local_service.url) as client, client.session() as session:
+        context = session.context("mine")
+        assert context.id == "mine"
+        context.run("x = 1")
+        assert context.run("x + 1").value == 2
+        assert context.restart().state == "idle"
+        with pytest.raises(errors.ContextExists):
+            session.context("mine")
+        context.delete()
