@@ -1,16 +1,15 @@
-"""Sessions: each holds one container, runs its executions, and ends once."""
+"""Sessions: each holds one container, has executions, and ends once."""
 
 import asyncio
 import secrets
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Coroutine, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Mapping
 
 import msgspec
 import structlog
 
-from orchestrator import bundle, cells, models, traces
+from orchestrator import bundle, models, traces
 from orchestrator.admission import Admission
 from orchestrator.container import Container
 from orchestrator.egress.border import Border
@@ -26,7 +25,7 @@ from orchestrator.errors import (
     Unavailable,
     UnknownTemplate,
 )
-from orchestrator.executions import Note, Record, job_of, lambda_context, note_of
+from orchestrator.executions import Note, Record, note_of
 from orchestrator.files import Workspace
 from orchestrator.frames import Hello
 from orchestrator.languages import check
@@ -35,6 +34,7 @@ from orchestrator.models import EndReason, ExecutionRequest, OneShotRequest, Ses
 from orchestrator.pool import Pool
 from orchestrator.session import Kept, Session, new
 from orchestrator.settings import Settings
+from orchestrator.work import Work
 
 log = structlog.get_logger()
 ENDED = 1024  # ended sessions whose reason is remembered
@@ -61,10 +61,8 @@ class Sessions:
         self._discard = discard
         self._opening: dict[str, asyncio.Event] = {}
         self._ended: OrderedDict[str, EndReason] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._background: set[asyncio.Task[None]] = set()  # those of the tasks that nobody waits for
+        self.work = Work(settings, pools, metrics)
         self.one_shots: set[str] = set()
-        self.keeping = False
 
     # --- life
 
@@ -149,7 +147,7 @@ class Sessions:
         self.held[session.id] = session
         for known in hello.executions:
             record = Record(known.id, session.id, notes[known.id], age_s=known.age_s)
-            self._begin(session, record, self._resume(session, record, done=known.done))
+            self.work.resume(session, record, done=known.done)
         log.info("session_adopted", session=session.id, template=container.template, executions=len(hello.executions))
         return True
 
@@ -211,9 +209,9 @@ class Sessions:
             self.admission.background(in_session=session.background)
         else:
             in_session = len(session.running) - session.background
-            self.admission.execution(in_session=in_session, in_flight=self.in_flight - len(self._background))
+            self.admission.execution(in_session=in_session, in_flight=self.in_flight - self.work.unattended)
         record = Record(f"e{secrets.token_hex(10)}", sid, note)
-        self._begin(session, record, self._run(session, record, request))
+        self.work.begin(session, record, request)
         return record
 
     async def execute(self, sid: str, request: ExecutionRequest, *, key: str | None = None) -> models.Execution:
@@ -246,8 +244,8 @@ class Sessions:
     def leave(self, record: Record) -> None:
         """Cancel an execution whose client went away, unless it goes on without."""
         session = self.held.get(record.facts.session_id)
-        if session is not None and record.id in session.running and not (record.goes_on or self.keeping):
-            self._cancel(session, record)
+        if session is not None and record.id in session.running and not (record.goes_on or self.work.keeping):
+            self.work.cancel(session, record)
 
     async def execute_once(self, request: OneShotRequest) -> models.Execution:
         """Run one execution in a fresh container that is destroyed afterwards."""
@@ -259,7 +257,7 @@ class Sessions:
         pool = self._pool(request.template)
         if pool.languages is not None:  # else the container tells, once there is one
             check(request, pool.languages, template=pool.recipe.template.name)
-        self.admission.execution(in_session=0, in_flight=self.in_flight - len(self._background))
+        self.admission.execution(in_session=0, in_flight=self.in_flight - self.work.unattended)
         policy = self._policy(request.network, pool)
         name = f"once-{secrets.token_hex(8)}"
         self.one_shots.add(name)
@@ -273,7 +271,7 @@ class Sessions:
                 workspace = Workspace(container)
                 limit = self._pools[container.template].workspace_bytes
                 await bundle.bring(workspace, request.files, limit=limit)
-                await self._execute(record, container, request, outlet.environment)
+                await self.work.execute(record, container, request, outlet.environment)
                 if record.facts.artifacts:
                     record.facts.artifacts = await bundle.take(workspace, record.facts.artifacts)
             finally:
@@ -294,11 +292,11 @@ class Sessions:
         """Cancel the cells that wait for their turn in a context."""
         for eid in session.running:
             if (record := session.records[eid]).note.context_id == cid and not record.sent:
-                self._cancel(session, record)
+                self.work.cancel(session, record)
 
     def cancel(self, sid: str, eid: str) -> None:
         """Kill an execution; one that has ended is left alone."""
-        self._cancel(self.get(sid), self.execution(sid, eid))
+        self.work.cancel(self.get(sid), self.execution(sid, eid))
 
     async def drain(self, timeout_s: float) -> None:
         """Admit nothing new and let what runs finish for a while.
@@ -306,138 +304,29 @@ class Sessions:
         Then cancel the rest and end all sessions; or, to keep them, let them go on in their containers.
         """
         self.admission.draining = True
-        self.keeping = self._settings.on_exit == "keep"
-        if waited_for := self._tasks - self._background:
-            await asyncio.wait(waited_for, timeout=timeout_s)
-        if self.keeping:
-            await self._leave()
+        self.work.keeping = self._settings.on_exit == "keep"
+        await self.work.settle(timeout_s, attended=True)
+        if self.work.keeping:
+            self.work.let_go()
+            for session in self.held.values():
+                session.outlet.close()
+                session.container.close("the service ended")
+            await self.work.settle(CANCEL_S)
             return
         for session in self.held.values():
             for eid in session.running:
-                self._cancel(session, session.records[eid])
-        if tasks := list(self._tasks):
-            await asyncio.wait(tasks, timeout=CANCEL_S)
+                self.work.cancel(session, session.records[eid])
+        await self.work.settle(CANCEL_S)
         for session in list(self.held.values()):
             self.end(session, "drained")
-        if tasks := list(self._tasks):
-            await asyncio.wait(tasks, timeout=CANCEL_S)
+        await self.work.settle(CANCEL_S)
 
     @property
     def in_flight(self) -> int:
         """How many executions run or queue."""
-        return len(self._tasks) + len(self.one_shots)
+        return len(self.work) + len(self.one_shots)
 
     # --- parts
-
-    def _begin(self, session: Session, record: Record, work: Coroutine[None, None, None]) -> asyncio.Task[None]:
-        def finish(task: asyncio.Task[None]) -> None:
-            self._tasks.discard(task)
-            self._background.discard(task)
-            record.left = record.facts.outcome is None
-            if not task.cancelled():  # else it goes on, and the session with it
-                session.finish(record)
-            record.tell()
-
-        task = asyncio.create_task(work)
-        session.add(record, task)
-        self._tasks.add(task)
-        if record.note.background:
-            self._background.add(task)
-        task.add_done_callback(finish)
-        return task
-
-    async def _leave(self) -> None:
-        """Let go of what runs, for the next orchestrator; nobody listens to the containers from here on."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        for session in self.held.values():
-            session.outlet.close()
-            session.container.close("the service ended")
-        if tasks:
-            await asyncio.wait(tasks)
-
-    async def _run(self, session: Session, record: Record, request: ExecutionRequest) -> None:
-        async with self._turn(session, record) as refusal:
-            if refusal is not None and record.facts.outcome is None:
-                record.refuse(refusal)
-            waits = record.facts.outcome is None and not record.note.background
-            has_turn = waits and await session.turns.wait(record.id)
-            try:
-                session.used = time.monotonic()
-                if record.facts.outcome is None:
-                    await self._execute(record, session.container, request, session.env)
-                else:  # cancelled while it queued, or refused by its context
-                    record.duration_s = time.monotonic() - record.begun
-                    self._account(record, session.container.template)
-            finally:
-                if has_turn:
-                    session.turns.give_back()
-
-    async def _resume(self, session: Session, record: Record, *, done: bool) -> None:
-        # It had its turn before: it counts while it runs, and never waits.
-        has_turn = not done and not record.note.background and session.turns.take()
-        try:
-            async with nullcontext() if done else self._turn(session, record, begun=True):
-                await record.resume(session.container, grace_s=self._grace_s(record))
-            self._account(record, session.container.template)
-        finally:
-            if has_turn:
-                session.turns.give_back()
-
-    @staticmethod
-    def _turn(session: Session, record: Record, *, begun: bool = False) -> AbstractAsyncContextManager[str | None]:
-        """Wait for the turn of an execution in its context, if it has one; tell why it cannot run there."""
-        cid = record.note.context_id
-        return nullcontext() if cid is None else session.container.contexts.turn(cid, record.id, begun=begun)
-
-    def _grace_s(self, record: Record) -> float:
-        """Return how long after its timeout an execution may still have no result."""
-        return self._settings.grace_seconds + (0.0 if record.note.context_id is None else cells.GRACE_S)
-
-    async def _execute(
-        self, record: Record, container: Container, request: ExecutionRequest, env: dict[str, str]
-    ) -> None:
-        facts = record.facts
-        memory_kb = self._pools[container.template].recipe.template.memory_kb
-        context = lambda_context(facts.id, facts.session_id, memory_kb=memory_kb)
-        if request.context_id is not None:
-            container.contexts.count(request.context_id)
-        try:
-            with traces.execution(facts) as place:
-                job = job_of(request, timeout_s=record.note.timeout_s, env=place | env, context=context)
-                await record.run(container, job, grace_s=self._grace_s(record))
-        finally:
-            if facts.outcome is not None or not self.keeping:  # else it goes on
-                self._account(record, container.template)
-
-    def _account(self, record: Record, template: str) -> None:
-        facts = record.facts
-        outcome = facts.outcome or "cancelled"
-        code_s = facts.usage.wall_s if facts.usage is not None else record.duration_s
-        self._metrics.execution_duration.labels(template, facts.language, outcome).observe(record.duration_s)
-        self._metrics.execution_overhead.labels(template).observe(max(0.0, record.duration_s - code_s))
-        log.info(
-            "execution_done",
-            session=facts.session_id,
-            execution=facts.id,
-            language=facts.language,
-            outcome=outcome,
-            exit_code=facts.exit_code,
-            duration_s=round(record.duration_s, 6),
-            code_s=round(code_s, 6),
-            stdout_chars=len(facts.stdout),
-            stderr_chars=len(facts.stderr),
-        )
-
-    def _cancel(self, session: Session, record: Record) -> None:
-        if record.sent:
-            session.container.cancel(record.id)
-        elif record.facts.outcome is None:  # it queues, and need not any more
-            record.facts.outcome = "cancelled"
-            session.turns.call_off(record.id)
-            if record.note.context_id is not None:
-                session.container.contexts.call_off(record.note.context_id, record.id)
 
     def _pool(self, template: str | None) -> Pool:
         pool = self._pools.get(template or self._default)

@@ -306,7 +306,7 @@ class House:
             await until(lambda: self.pools["python"].ready)
             yield self
         finally:
-            self.sessions.keeping = True  # a process that is killed cancels nothing
+            self.sessions.work.keeping = True  # a process that is killed cancels nothing
             task.cancel()
             await asyncio.gather(task, return_exceptions=True)
             for container in self.reconciler.known.values():

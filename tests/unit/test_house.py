@@ -27,7 +27,7 @@ FLOORS = {
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams contexts cells runs container files terminal recipes "
     "egress egress.addresses egress.policy egress.resolve egress.border egress.relay egress.http egress.socks "
     "egress.serve egress.outlet",
-    3: "pool bundle executions session admission stdin events sessions packages functions unpack warm invocations",
+    3: "pool bundle executions session admission stdin events work sessions packages functions unpack warm invocations",
     4: "backoff observer plan removals starts reconciler adoption lock",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
