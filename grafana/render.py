@@ -190,7 +190,7 @@ def unit(name: str) -> Callable[[float], str]:
         "s": seconds,
         "percentunit": lambda value: f"{value:.3%}" if 0 < value < 0.01 else f"{value:.0%}",
         "bytes": lambda value: f"{value / 2**20:.0f} MiB",
-        "Bps": lambda value: f"{value / 1024:.3g} KiB/s",
+        "Bps": lambda value: f"{value / 1024:.3g} KiB/s" if value >= 1024 else f"{value:.3g} B/s",
         "reqps": lambda value: f"{value:.3g}/s",
     }
     return shown.get(name, lambda value: f"{value:.3g}")
