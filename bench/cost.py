@@ -51,6 +51,12 @@ def snapshot(api: docker.APIClient, pid: int, container: str) -> dict[str, float
     }
 
 
+def listed(api: docker.APIClient, container: str) -> bytes:
+    """Return the names in a container's workspace."""
+    user = api.inspect_container(container)["Config"]["User"]
+    return bytes(api.exec_start(api.exec_create(container, ["ls", "/workspace"], user=user)["Id"]))
+
+
 async def measure(api: docker.APIClient, pid: int, count: int) -> None:
     """Execute one after another in one session, and print what each part used."""
     async with Client(PORT) as client:
@@ -58,11 +64,7 @@ async def measure(api: docker.APIClient, pid: int, count: int) -> None:
         await client.execute(session["id"], SMALL)
         marker = {"code": "open('/workspace/mark', 'w')"}
         await client.execute(session["id"], marker)
-        container = next(
-            one["Id"]
-            for one in containers(api)
-            if b"mark" in api.exec_start(api.exec_create(one["Id"], ["ls", "/workspace"], user="0")["Id"])
-        )
+        container = next(one["Id"] for one in containers(api) if b"mark" in listed(api, one["Id"]))
         await asyncio.sleep(1)
         before = snapshot(api, pid, container)
         for _ in range(count):
