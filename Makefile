@@ -56,7 +56,7 @@ chaos: setup ## what breaks and what lasts: engine, service, agents and clock in
 	@$(call with_engine) && $(BIN)/python -m tests.attack.run --only lifecycle,cross-session,chaos --no-controls $(CHAOS)
 
 bench: setup ## measure speed and memory against the floors of this machine
-	@$(call with_engine) && $(BIN)/python bench/bench.py
+	@$(call with_engine) && $(BIN)/python bench/bench.py && $(BIN)/python bench/egress.py
 
 compile := $(BIN)/uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes \
     --no-header --no-annotate --no-emit-index-url --no-emit-find-links

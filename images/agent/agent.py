@@ -18,7 +18,6 @@ from canary import CANARY
 from context import Cell
 from contexts import Contexts, compile_cells
 from dialogue import Dialogue
-from egress import Egress
 from execution import Execution, Limits
 from files import Files
 from frames import Frame, Lines, decode, encode
@@ -26,6 +25,7 @@ from languages import CELLS, LANGUAGES, PYTHON, find_languages
 from launcher import Launcher, prepare_process, read_proc
 from layout import Layout, make_etc
 from loop import WRITE, Loop
+from outlet import Outlet
 from seatbelt import Seatbelt
 from stock import BOOT_RETRY_S, Stock
 from streams import Streams
@@ -62,7 +62,7 @@ class Agent:
         self._parts: dict[str, list[bytes]] = {}
         self._sweeps: list[Iterator[None]] = []
         self._streams = Streams(self._loop, self._send, lambda: len(self._out))
-        self._egress = Egress(self._loop, self._streams)
+        self._outlet = Outlet(self._loop, self._streams)
         self._files = Files(workspace, self._sweep)
         archives = Archives(self._take, self._leave)
         self._contexts = Contexts(self._loop, self._boot_context, self._leave, self._send)
@@ -132,7 +132,7 @@ class Agent:
     def _on_hello(self, frame: Frame) -> None:
         self._hello = frame
         self._streams.drop()
-        self._egress.listen(None)  # until the new one says what the session may
+        self._outlet.listen(None)  # until the new one says what the session may
         self._parts.clear()  # of a dead client: the new one says all of it
         if self._canary is not None:
             self._greet()
@@ -187,7 +187,7 @@ class Agent:
             execution.resend(frame["seq"])
 
     def _on_network(self, frame: Frame) -> None:
-        self._egress.listen(frame["port"])
+        self._outlet.listen(frame["port"])
 
     def _on_open(self, frame: Frame) -> None:
         self._streams.take(frame)

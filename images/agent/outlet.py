@@ -20,7 +20,7 @@ RETRY_S = 1.0
 ABORT = struct.pack("ii", 1, 0)  # SO_LINGER for no time: closing sends a reset
 
 
-class Egress:
+class Outlet:
     """The listening socket, while the session may use the network, and its connections."""
 
     def __init__(self, loop: Loop, streams: Streams) -> None:
