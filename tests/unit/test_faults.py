@@ -244,6 +244,23 @@ class World(RuleBasedStateMachine):
     def make_late(self) -> None:
         self.do(self.stage.make_late())
 
+    @rule()
+    def give_a_start_up(self) -> None:
+        """The pool is drained of one, the next start hangs until nobody waits for it; then it is carried out."""
+
+        async def act() -> None:
+            self.stage.change("start", "hangs")
+            if (session := self.choose(0)) is not None:
+                self.house.sessions.end(session, "closed")
+            for container in list(self.house.pool.ready)[:1]:
+                self.stage.hurt.add(container.name)
+                if (agent := self.stage.agents.pop(container.name, None)) is not None and agent.running:
+                    agent.vanish()
+            await asyncio.sleep(2 * CALL_S)
+            await self.stage.make_late()
+
+        self.do(act())
+
     @rule(for_s=WAITS)
     def wait(self, for_s: float) -> None:
         self.do(asyncio.sleep(for_s))
