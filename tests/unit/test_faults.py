@@ -167,6 +167,30 @@ class World(RuleBasedStateMachine):
 
         self.do(act())
 
+    @rule()
+    def create_from_a_frozen_one(self) -> None:
+        """The container that is next has just frozen: nobody knows yet."""
+
+        async def freeze() -> None:
+            for container in list(self.house.pool.ready)[:1]:
+                self.stage.hurt.add(container.name)
+                if (agent := self.stage.agents.get(container.name)) is not None:
+                    agent.mute = True
+
+        self.do(freeze())
+        self.create(patient=True)
+
+    @rule()
+    def give_up(self) -> None:
+        """Clients that wait go away."""
+
+        async def act() -> None:
+            for task in self.asked:
+                task.cancel()
+            await asyncio.sleep(0)
+
+        self.do(act())
+
     def choose(self, which: int) -> Session | None:
         """Return a session that lives; None when none does."""
         held = list(self.house.sessions.held.values())
