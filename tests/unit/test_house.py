@@ -22,7 +22,9 @@ AGENT = ROOT / "images" / "agent"
 
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
-    0: "orchestrator hosts models errors settings calls exchange following remote",
+    0: "orchestrator hosts errors settings calls exchange following remote "
+    "models models.contexts models.events models.executions models.files models.network models.operations "
+    "models.sessions models.terminals models.terms",
     1: "frames languages log metrics traces output turns",
     2: "engine engine.files engine.attach engine.docker engine.local isolation channel streams contexts cells runs container files terminal recipes "
     "egress egress.addresses egress.policy egress.resolve egress.border egress.relay egress.http egress.socks "
