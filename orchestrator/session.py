@@ -14,11 +14,13 @@ import msgspec
 from orchestrator import models
 from orchestrator.container import Container
 from orchestrator.egress.outlet import Outlet
+from orchestrator.errors import InvalidRequest
 from orchestrator.executions import Record
 from orchestrator.files import Workspace
 from orchestrator.models import EndReason, SessionRequest, Source
 from orchestrator.turns import Turns
 
+KEPT_BYTES = 60_000  # of what a client gives a session; with our own facts it fits one frame
 HISTORY = 64  # finished executions that a session remembers
 DISPLAYED = 32 << 20  # bytes of their displays, above which it remembers fewer
 
@@ -28,6 +30,7 @@ class Kept(msgspec.Struct, frozen=True, kw_only=True):
 
     source: Source
     network: models.ShownNetwork = "none"
+    network_seal: str = ""
     env: dict[str, str]
     metadata: dict[str, str]
     age_s: float
@@ -45,7 +48,7 @@ class Session:
         self.outlet = outlet
         self.container = container
         self.source = kept.source
-        self._env = kept.env
+        self.own_env = kept.env
         self.metadata = kept.metadata
         self.used = time.monotonic()
         self.created = self.used - told_ago_s - kept.age_s
@@ -63,7 +66,7 @@ class Session:
     @property
     def env(self) -> dict[str, str]:
         """The environment of its executions."""
-        return self.outlet.environment | self._env
+        return self.outlet.environment | self.own_env
 
     @property
     def background(self) -> int:
@@ -135,7 +138,8 @@ class Session:
         kept = Kept(
             source=self.source,
             network=self.outlet.policy.shown(),
-            env=self._env,
+            network_seal=self.outlet.seal,
+            env=self.own_env,
             metadata=self.metadata,
             age_s=now - self.created,
             expires_in_s=self.expires - now,
@@ -162,6 +166,14 @@ class Session:
         )
 
 
+def check_kept(env: dict[str, str], metadata: dict[str, str], network: models.ShownNetwork) -> None:
+    """Refuse what an agent could not keep: it is told in one frame."""
+    if len(msgspec.json.encode([env, metadata, network])) > KEPT_BYTES:
+        raise InvalidRequest(
+            f"`env`, `metadata` and `network` are together above {KEPT_BYTES} bytes: put long texts into files"
+        )
+
+
 def new(
     sid: str,
     container: Container,
@@ -173,6 +185,8 @@ def new(
     **life: float,
 ) -> Session:
     """Return a session that a client just asked for; `life` is `expires_in_s` and `idle_timeout_s`."""
-    network = outlet.policy.shown()
-    kept = Kept(source=source, network=network, env=request.env, metadata=request.metadata, age_s=0.0, **life)
+    network, seal = outlet.policy.shown(), outlet.seal
+    kept = Kept(
+        source=source, network=network, network_seal=seal, env=request.env, metadata=request.metadata, age_s=0.0, **life
+    )
     return Session(sid, container, kept, outlet, limit=limit)

@@ -13,7 +13,7 @@ from orchestrator import bundle, models, traces
 from orchestrator.admission import Admission
 from orchestrator.container import Container
 from orchestrator.egress.border import Border
-from orchestrator.egress.outlet import Outlet
+from orchestrator.egress.outlet import Outlet, owner_of
 from orchestrator.egress.policy import Policy
 from orchestrator.errors import (
     ExecutionNotFound,
@@ -32,7 +32,7 @@ from orchestrator.languages import check
 from orchestrator.metrics import Metrics
 from orchestrator.models import EndReason, ExecutionRequest, OneShotRequest, SessionPatch, SessionRequest, Source
 from orchestrator.pool import Pool
-from orchestrator.session import Kept, Session, new
+from orchestrator.session import Kept, Session, check_kept, new
 from orchestrator.settings import Settings
 from orchestrator.work import Work
 
@@ -76,6 +76,7 @@ class Sessions:
             "idle_timeout_s": request.idle_timeout_s or self._settings.idle_timeout_seconds,
         }
         policy = self._policy(request.network, self._pool(request.template))
+        check_kept(request.env, request.metadata, policy.shown())
         opened = self._opening[sid] = asyncio.Event()
         try:
             container, source = await self._acquire(request.template)
@@ -118,6 +119,8 @@ class Sessions:
         session.container.require()
         pool = self._pools[session.container.template]
         policy = None if patch.network is None else self._policy(patch.network, pool)
+        metadata = session.metadata if patch.metadata is None else patch.metadata
+        check_kept(session.own_env, metadata, (policy or session.outlet.policy).shown())
         now = time.monotonic()
         if patch.ttl_s is not None:
             session.expires = now + self.admission.ttl_s(patch.ttl_s)
@@ -141,7 +144,9 @@ class Sessions:
         except msgspec.ValidationError:  # kept by an orchestrator of another version
             return False
         limit = self._settings.session_executions
-        policy = self.border.adopt(kept.network, given=self._pools[container.template].recipe.template.network)
+        given = self._pools[container.template].recipe.template.network
+        owner = owner_of(container, hello.session)
+        policy = self.border.adopt(kept.network, kept.network_seal, owner=owner, given=given)
         outlet = Outlet(self.border, container, hello.session, policy)
         session = Session(hello.session, container, kept, outlet, limit=limit, told_ago_s=hello.kept_age_s)
         self.held[session.id] = session

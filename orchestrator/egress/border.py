@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Iterable
 from contextlib import suppress
+from pathlib import Path
 from typing import Literal
 
 import structlog
@@ -10,6 +11,7 @@ from prometheus_client import Counter
 
 from orchestrator.egress.policy import Bounds, Decision, Denied, Policy, Reason, adopted, bounds_of
 from orchestrator.egress.resolve import Resolver, SystemResolver
+from orchestrator.egress.seal import Seal
 from orchestrator.errors import InvalidRequest, NetworkNotAllowed
 from orchestrator.hosts import Address, as_address
 from orchestrator.metrics import Metrics
@@ -29,6 +31,7 @@ class Border:
         self.settings = settings
         self.bounds: Bounds = bounds_of(settings.egress_allow, settings.egress_deny)
         self.connections = 0
+        self.seal = Seal(Path(settings.state_dir) / f"{settings.instance}.key")
         self._metrics = metrics
         self._resolver = resolver or SystemResolver()
 
@@ -43,12 +46,17 @@ class Border:
             )
         return Policy(asked or ("public" if given == "public" else "none"), self.bounds)
 
-    def adopt(self, kept: ShownNetwork, *, given: str) -> Policy:
-        """Return the policy of a session that goes on; what this service would not give it any more, it loses."""
+    def adopt(self, kept: ShownNetwork, seal: str, *, owner: str, given: str) -> Policy:
+        """Return the policy of a session that goes on, by what its agent kept.
+
+        It loses what is not ours by its seal, and what this service would not give it any more.
+        """
         try:
+            if not self.seal.fits(seal, owner, kept):
+                raise InvalidRequest("The agent kept a network that this service did not give it")
             return self.policy(adopted(kept), given=given)
         except InvalidRequest as error:
-            log.warning("network_closed", reason=error.detail)
+            log.warning("network_closed", owner=owner, reason=error.detail)
             return self.policy("none", given=given)
 
     async def learn_own(self, hosts: Iterable[str]) -> None:

@@ -112,6 +112,11 @@ class Outlet:
         """The variables that tell programs of the proxy, while there is one."""
         return ENVIRONMENT if self.policy.is_open else {}
 
+    @property
+    def seal(self) -> str:
+        """The seal on the policy, for the agent to keep with it."""
+        return self._border.seal.of(owner_of(self._container, self._owner), self.policy.shown())
+
     def change(self, policy: Policy) -> None:
         """Replace the policy: for what comes from now on, and by cutting what it forbids."""
         was_open, self.policy = self.policy.is_open, policy
@@ -252,3 +257,8 @@ class Outlet:
             ),
             refusals=list(self.refusals),
         )
+
+
+def owner_of(container: Container, session: str) -> str:
+    """Return what a sealed policy belongs to: one session in one container."""
+    return f"{container.name} {session}"

@@ -5,6 +5,7 @@ import itertools
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -16,12 +17,20 @@ from orchestrator.channel import Channel
 from orchestrator.container import AGENT_VERSION, Container
 from orchestrator.egress.border import Border
 from orchestrator.egress.outlet import Outlet
-from orchestrator.egress.policy import Policy
+from orchestrator.egress.policy import Denied, Policy
 from orchestrator.engine import Spec
-from orchestrator.errors import ContainerLost, EngineError, ExecutionNotFound, KeyReused, SessionNotFound, Unavailable
+from orchestrator.errors import (
+    ContainerLost,
+    EngineError,
+    ExecutionNotFound,
+    InvalidRequest,
+    KeyReused,
+    SessionNotFound,
+    Unavailable,
+)
 from orchestrator.frames import LINE_LIMIT, AnyAgentFrame, Result
 from orchestrator.metrics import Metrics
-from orchestrator.models import Execution, ExecutionRequest, SessionPatch, SessionRequest
+from orchestrator.models import AllowedHost, Execution, ExecutionRequest, NetworkRules, SessionPatch, SessionRequest
 from orchestrator.pool import Pool
 from orchestrator.recipes import recipes
 from orchestrator.reconciler import Reconciler
@@ -344,6 +353,50 @@ async def test_a_session_survives_its_orchestrator_with_all_that_the_client_gave
         assert abs((after.expires_at - before.expires_at).total_seconds()) < 1
         assert abs((after.created_at - before.created_at).total_seconds()) < 1
         assert len(second.stage.agents) == 2  # its container, and a new one that is ready
+
+
+async def test_a_sessions_network_survives_and_its_agent_is_told_anew(tmp_path: Path) -> None:
+    rules = NetworkRules(allow=["a.example", AllowedHost(host="b.example:80", headers={"X-Key": "secret"})])
+    given: dict[str, Any] = {"engine": "docker", "state_dir": str(tmp_path)}
+    async with House(**given).running() as first:
+        old = await first.create(network=rules)
+        agent = first.agent()
+        await until(lambda: agent.port is not None)
+        assert "secret" not in str(agent.kept)
+    agent.port = None
+    async with House(first.stage, **given).running() as second:
+        found = second.sessions.get("s")
+        assert found.facts().network == old.facts().network
+        await until(lambda: agent.port is not None)
+        with pytest.raises(Denied, match="PATCH"):
+            found.outlet.policy.headers("b.example", 80)
+        second.sessions.patch("s", SessionPatch(network=rules))
+        assert found.outlet.policy.headers("b.example", 80) == {"X-Key": "secret"}
+
+
+@pytest.mark.parametrize("forged", ["public", {"allow": ["*:*"], "deny": []}])
+async def test_an_agent_cannot_give_its_session_another_network(forged: Any, tmp_path: Path) -> None:
+    given: dict[str, Any] = {"engine": "docker", "state_dir": str(tmp_path)}
+    async with House(**given).running() as first:
+        await first.create(network="none")
+        await first.create("open", network=NetworkRules(allow=["a.example"]))
+        for sid in ("s", "open"):
+            kept = first.agent(sid).kept
+            assert kept is not None
+            kept["network"] = forged
+    async with House(first.stage, **given).running() as second:
+        assert second.sessions.get("s").facts().network == "none"
+        assert second.sessions.get("open").facts().network == "none"
+
+
+async def test_what_an_agent_could_not_keep_is_refused() -> None:
+    async with House().running() as house:
+        with pytest.raises(InvalidRequest, match="put long texts into files"):
+            await house.create(env={f"A{number}": "x" * 30_000 for number in range(3)})
+        session = await house.create(env={"A": "x" * 30_000, "B": "y" * 29_000})
+        with pytest.raises(InvalidRequest, match="metadata"):
+            house.sessions.patch("s", SessionPatch(metadata={f"m{n}": "z" * 512 for n in range(8)}))
+        assert session.metadata == {}
 
 
 async def test_what_is_without_a_session_is_removed_before_anything_is_served() -> None:
