@@ -127,7 +127,8 @@ def test_one_trace_leads_from_the_callers_span_to_the_users_code(traced: Live, r
     assert {request, "execution", "channel", "launch", "code", "reap"} == set(spans)
     assert CALLER == spans[request].parent_span_id.hex()
     assert all(chain(spans, request, "execution", part) for part in ("channel", "launch", "code", "reap"))
-    ends = [spans[name].end_time_unix_nano for name in ("channel", "launch", "code", "reap")]
+    # The channel's may end after the launch: the agent has the job before we know that it was sent.
+    ends = [spans[name].end_time_unix_nano for name in ("launch", "code", "reap")]
     assert ends == sorted(ends)
     assert [f"00-{TRACE}-{spans['code'].span_id.hex()}-01", "vendor=abc"] == execution["value"]
     told = facts(spans["execution"])
