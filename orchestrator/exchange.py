@@ -12,7 +12,7 @@ import httpx
 import msgspec
 
 from orchestrator import errors
-from orchestrator.calls import Call
+from orchestrator.calls.call import Call
 
 T = TypeVar("T")
 DEFAULT_URL = "http://localhost:8000"

@@ -12,8 +12,9 @@ import msgspec
 import pytest
 
 from orchestrator import errors
+from orchestrator.calls.running import events, stream
 from orchestrator.exchange import Tries
-from orchestrator.following import Place, events, stream
+from orchestrator.following import Place
 from orchestrator.models import Event, Execution
 from orchestrator.sdk import OpenSession, SandboxClient, SyncSandboxClient
 from tests.live import Live

@@ -13,7 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator import calls, errors, exchange, models, sdk
+from orchestrator import errors, exchange, models, sdk
+from orchestrator.calls import executions
 from orchestrator.sdk import SandboxClient, SyncSandboxClient
 from tests.live import Live, free_port, serve
 
@@ -598,7 +599,7 @@ def test_a_service_that_is_not_ready_is_an_answer() -> None:
 
 @pytest.mark.parametrize(("timeout_s", "expected_s"), [(None, 305.0), (10.0, 15.0), (1000.0, 1005.0)])
 def test_the_client_waits_longer_than_the_code_may_run(timeout_s: float | None, expected_s: float) -> None:
-    call = calls.execute("1", timeout_s=timeout_s)
+    call = executions.execute("1", timeout_s=timeout_s)
 
     assert expected_s == SandboxClient(patience_s=5.0)._arguments(call)["timeout"].read
 
