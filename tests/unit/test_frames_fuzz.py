@@ -19,7 +19,8 @@ from orchestrator.channel import Channel
 from orchestrator.container import Container
 from orchestrator.engine import Receiver, Spec, Wire
 from orchestrator.errors import ContainerLost, SandboxError
-from orchestrator.models import Stream
+from orchestrator.files import Workspace
+from orchestrator.models import File, FilePage, Stream
 from tests.fake_engine import Stage
 
 LIMIT = frames.LINE_LIMIT
@@ -31,6 +32,7 @@ SPEC = Spec(
 )
 RUNNING = ("e1", "e2")
 IDS = st.sampled_from([*RUNNING, "e3", "", "x" * 64, "x" * 65, "../e1"])
+STREAM_IDS = st.sampled_from(["o1", "o2", "o3", "o0", "a1", "a2", "", "o", "o1x", "x" * 17])
 SEQS = st.integers(-1, 4) | st.integers()
 STREAMS = st.sampled_from(["stdout", "stderr", "value", "stdin", ""])
 PIECES = st.binary(max_size=60).map(lambda data: base64.b64encode(data).decode()) | st.text(max_size=8)
@@ -62,6 +64,27 @@ FRAMES = st.one_of(
             "cpu_s": NUMBERS,
             "max_rss_bytes": st.integers(),
             "truncated": st.lists(STREAMS, max_size=2),
+        }
+    ),
+    st.fixed_dictionaries({"type": st.just("data"), "id": STREAM_IDS, "data": PIECES}),
+    st.fixed_dictionaries({"type": st.just("credit"), "id": STREAM_IDS, "count": st.integers(-1, 9) | st.integers()}),
+    st.fixed_dictionaries({"type": st.just("finish"), "id": STREAM_IDS}),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("close"),
+            "id": STREAM_IDS,
+            "code": st.none() | st.sampled_from(["file_not_found", "odd"]),
+            "message": st.text(max_size=8),
+            "facts": st.dictionaries(st.sampled_from(["path", "type", "size_bytes", "next"]), JSON, max_size=4),
+        }
+    ),
+    st.fixed_dictionaries(
+        {
+            "type": st.just("open"),
+            "id": STREAM_IDS,
+            "kind": st.text(max_size=8),
+            "credit": st.integers(-1, 9) | st.integers(),
+            "facts": st.dictionaries(st.text(max_size=8), JSON, max_size=2),
         }
     ),
     st.fixed_dictionaries({"type": st.just("pong"), "number": st.integers(0, 2) | st.integers()}),
@@ -285,6 +308,11 @@ class Scene:
             )
             for eid in RUNNING
         ]
+        workspace = Workspace(self.container)
+        asked = [
+            asyncio.create_task(workspace.stat("f")),
+            asyncio.create_task(workspace.list("", recursive=False, limit=9, after=None)),
+        ]
         while len(agent.executed) < len(RUNNING):
             await asyncio.sleep(0)
         agent.mute = True
@@ -295,6 +323,8 @@ class Scene:
         self.container.close("the test is over")
         for ended in await asyncio.gather(*tasks, return_exceptions=True):
             assert isinstance(ended, frames.Result | ContainerLost)
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            assert isinstance(answer, File | FilePage | SandboxError)
         assert len(self.losses) <= 1
         assert all(len(data) <= 3 * OUTPUT_LIMIT for data in self.output.values())
         self.container.beat()
