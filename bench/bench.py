@@ -21,6 +21,7 @@ from typing import Any
 
 import docker
 from client import SMALL, Client, quantile
+from transfer import measure_files
 
 PORT = 8975
 INSTANCE = "bench"
@@ -40,6 +41,7 @@ def service(*prefix: str) -> Iterator[int]:
         "SANDBOX_POOL_SIZE": 4,
         "SANDBOX_MAX_CONTAINERS": 80,
         "SANDBOX_UID_BASE": 20000,
+        "SANDBOX_WORKSPACE_LIMIT": 131072,  # for 100 MiB
         "SANDBOX_STATE_DIR": tempfile.mkdtemp(),
     }
     environ = os.environ | {name: str(value) for name, value in settings.items()}
@@ -261,6 +263,11 @@ def reaches(figures: Figures) -> list[tuple[str, float, str]]:
         ("16 clients p99 ms", figures["16 clients p99 ms"], "<= 150"),
         ("orchestrator CPU per execution ms", figures["orchestrator CPU per execution ms"], "<= 1"),
         ("output at the client p99 ms", figures["output at the client p99 ms"], "<= 10"),
+        (
+            "orchestrator growth over 100 MiB up and down MiB",
+            figures["orchestrator growth over 100 MiB up and down MiB"],
+            "<= 16",
+        ),
         ("ready container PSS MiB", figures["ready container PSS MiB"], "<= 30"),
         ("lateness of a 1 s timeout, worst ms", figures["lateness of a 1 s timeout, worst ms"], "<= 20"),
     ]
@@ -280,6 +287,7 @@ async def run(seconds: float, rounds: int) -> Figures:
                 figures |= await measure_sessions(client)
                 figures |= await measure_load(pid, seconds)
                 figures |= await measure_memory(api, client, pid)
+                figures |= await measure_files(PORT, pid)
                 for name, value in figures.items():
                     collected.setdefault(name, []).append(value)
     return {name: statistics.median(values) for name, values in collected.items()}
