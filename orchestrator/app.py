@@ -64,6 +64,7 @@ def create_app(settings: Settings) -> Litestar:
             description="Untrusted code in warm containers, each execution in a fresh bubblewrap sandbox.",
             path="/openapi",  # where Litestar wants it; `pages` serves it at its usual place
             render_plugins=[JsonRenderPlugin()],
+            use_handler_docstrings=True,
         ),
         signature_types=[Orchestrator],
         logging_config=None,

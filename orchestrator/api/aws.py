@@ -1,19 +1,31 @@
 """AWS Lambda's own wire: functions are invoked, their concurrency is set; and its errors."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import uuid4
 
 import msgspec
 from litestar import Response, Router, delete, get, post, put
 from litestar.exceptions import HTTPException
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 from msgspec.structs import replace
 
 from orchestrator import errors
 from orchestrator.api import aws_functions
 from orchestrator.api import aws_words as words
-from orchestrator.api.aws_answers import Asked, Name, Qualifier, answer, event_of, log_of, nothing, payload_of, read
-from orchestrator.api.guard import ACCEPTS, ANY, SIGNED
+from orchestrator.api.aws_answers import (
+    JSON,
+    Asked,
+    Name,
+    Qualifier,
+    answer,
+    event_of,
+    log_of,
+    nothing,
+    payload_of,
+    read,
+)
+from orchestrator.api.guard import ACCEPTS, ANY, SIGNED, TAKES
 from orchestrator.api.problems import problem_of
 from orchestrator.api.signed import Signed
 from orchestrator.invocations import Call
@@ -27,6 +39,11 @@ INVOKE_LIMIT, EVENT_LIMIT = 6 << 20, 1 << 20  # bytes of a payload: who waits, w
     "/2015-03-31/functions/{name:str}/invocations",
     status_code=200,
     request_max_body_size=INVOKE_LIMIT,
+    opt={TAKES: (Any, JSON)},
+    responses={
+        202: ResponseSpec(None, description="It was taken, and runs when its turn comes (`Event`)"),
+        204: ResponseSpec(None, description="There is such a function (`DryRun`)"),
+    },
     summary="Invoke a function",
 )
 async def invoke(
@@ -69,7 +86,11 @@ async def invoke(
     return answer(request, payload, headers=headers)
 
 
-@put("/2017-10-31/functions/{name:str}/concurrency", summary="Reserve concurrency")
+@put(
+    "/2017-10-31/functions/{name:str}/concurrency",
+    opt={TAKES: (words.Concurrency, JSON)},
+    summary="Reserve concurrency",
+)
 async def put_concurrency(service: Orchestrator, request: Asked, name: Name) -> Response[Any]:
     """Set how many invocations of the function run at once; they are set aside for it."""
     asked = await read(request, words.Concurrency)
@@ -105,7 +126,7 @@ async def delete_concurrency(service: Orchestrator, request: Asked, name: Name) 
 
 def handle(request: Asked, error: Exception) -> Response[Any]:
     """Answer in Lambda's form of an error."""
-    reason = {}
+    reason = None
     if isinstance(error, words.AwsError):
         kind, status, message, retry_after_s = error.kind, error.status, error.message, None
     else:
@@ -116,9 +137,9 @@ def handle(request: Asked, error: Exception) -> Response[Any]:
         message = f"Request must be smaller than {request.route_handler.resolve_request_max_body_size()} bytes"
     if isinstance(error, errors.FunctionThrottled):
         start = "ReservedFunction" if error.is_reserved else ""
-        reason = {"Reason": f"{start}ConcurrentInvocationLimitExceeded"}
-    who = "Service" if status >= 500 else "User"
-    body = {"Type": who, "Message": message, "message": message} | reason
+        reason = f"{start}ConcurrentInvocationLimitExceeded"
+    who: Literal["Service", "User"] = "Service" if status >= 500 else "User"
+    body = words.AwsProblem(Type=who, Message=message, message=message, Reason=reason)
     headers = {"X-Amzn-Errortype": kind, "x-amzn-RequestId": request.state.get("request_id") or str(uuid4())}
     if retry_after_s is not None:
         headers["Retry-After"] = str(retry_after_s)

@@ -19,6 +19,7 @@ T = TypeVar("T")
 Asked = Request[Any, Any, Any]
 Name = Annotated[str, Parameter(max_length=300, description="name or ARN of the function")]
 Qualifier = Annotated[str | None, Parameter(query="Qualifier", max_length=128, description="`$LATEST`, if anything")]
+JSON = "application/json"
 TAIL = 4096  # bytes of the log that a client may have
 
 

@@ -11,7 +11,8 @@ from msgspec.structs import replace
 
 from orchestrator import errors
 from orchestrator.api import aws_words as words
-from orchestrator.api.aws_answers import Asked, Name, Qualifier, answer, nothing, read
+from orchestrator.api.aws_answers import JSON, Asked, Name, Qualifier, answer, nothing, read
+from orchestrator.api.guard import TAKES
 from orchestrator.functions import Function, hash_of
 from orchestrator.models import Language
 from orchestrator.service import Orchestrator
@@ -20,7 +21,12 @@ UPLOAD_LIMIT = 4 * words.ZIP_LIMIT // 3 + (64 << 10)  # bytes of a body with a z
 LANGUAGES: dict[str, Language] = {"python3.": "python", "nodejs": "javascript"}  # by how the runtime's name begins
 
 
-@post("/2015-03-31/functions", request_max_body_size=UPLOAD_LIMIT, summary="Create a function")
+@post(
+    "/2015-03-31/functions",
+    request_max_body_size=UPLOAD_LIMIT,
+    opt={TAKES: (words.CreateFunction, JSON)},
+    summary="Create a function",
+)
 async def create_function(service: Orchestrator, request: Asked) -> Response[Any]:
     """Unpack the code in a container, then keep the function."""
     asked = await read(request, words.CreateFunction)
@@ -85,7 +91,12 @@ async def get_configuration(
     return answer(request, words.configuration(function, request.state.region))
 
 
-@put("/2015-03-31/functions/{name:str}/code", request_max_body_size=UPLOAD_LIMIT, summary="Update a function's code")
+@put(
+    "/2015-03-31/functions/{name:str}/code",
+    request_max_body_size=UPLOAD_LIMIT,
+    opt={TAKES: (words.UpdateCode, JSON)},
+    summary="Update a function's code",
+)
 async def update_code(service: Orchestrator, request: Asked, name: Name) -> Response[Any]:
     """Replace the code. With `DryRun` it is only unpacked."""
     asked = await read(request, words.UpdateCode)
@@ -97,7 +108,11 @@ async def update_code(service: Orchestrator, request: Asked, name: Name) -> Resp
     return answer(request, words.configuration(function, request.state.region))
 
 
-@put("/2015-03-31/functions/{name:str}/configuration", summary="Update a function's configuration")
+@put(
+    "/2015-03-31/functions/{name:str}/configuration",
+    opt={TAKES: (words.UpdateConfiguration, JSON)},
+    summary="Update a function's configuration",
+)
 async def update_configuration(service: Orchestrator, request: Asked, name: Name) -> Response[Any]:
     """Replace what is given."""
     asked = await read(request, words.UpdateConfiguration)

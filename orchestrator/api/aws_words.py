@@ -52,6 +52,15 @@ class AwsError(Exception):
         self.message = message
 
 
+class AwsProblem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """An error on this wire; its kind is in a header."""
+
+    Type: Literal["User", "Service"]
+    Message: str
+    message: str
+    Reason: str | None = None
+
+
 class Words(msgspec.Struct, frozen=True, kw_only=True, rename="pascal", forbid_unknown_fields=True):
     """What a client sends. A field that would change what the function does and is not known here is refused."""
 
@@ -60,7 +69,7 @@ class Environment(Words, frozen=True):
     variables: dict[Annotated[str, Meta(pattern=r"^[A-Za-z][A-Za-z0-9_]{1,127}\Z")], EnvText] = {}
 
 
-class Code(Words, frozen=True):
+class FunctionCode(Words, frozen=True):
     zip_file: bytes
 
 
@@ -86,7 +95,7 @@ class CreateFunction(Words, frozen=True):
     runtime: str
     role: Role
     handler: Handler
-    code: Code
+    code: FunctionCode
     description: Text = ""
     timeout: Timeout = 3
     memory_size: Memory = 128

@@ -7,12 +7,13 @@ from typing import Annotated, Any
 from urllib.parse import quote, unquote_to_bytes
 
 from litestar import Request, Response, delete, get, head, patch, post, put, route
+from litestar.openapi.datastructures import ResponseSpec
 from litestar.params import Parameter
 from litestar.response import Stream
 from litestar.status_codes import HTTP_200_OK, HTTP_201_CREATED, HTTP_204_NO_CONTENT, HTTP_206_PARTIAL_CONTENT
 
 from orchestrator import errors
-from orchestrator.api.guard import ACCEPTS, ANY
+from orchestrator.api.guard import ACCEPTS, ANY, TAKES
 from orchestrator.files import Download
 from orchestrator.models import ID_PATTERN, File, FilePage, Move, NewDirectory, Unpacked
 from orchestrator.service import Orchestrator
@@ -26,6 +27,7 @@ BYTES, TAR = "application/octet-stream", "application/x-tar"
 RANGE = re.compile(r"bytes=(\d{0,18})-(\d{0,18})")
 TWICE = re.compile(r"%(00|2e|2f|5c)", re.IGNORECASE)  # null byte, dot, slash, backslash
 STREAMED = {ACCEPTS: ANY}
+PART = ResponseSpec(bytes, media_type=ANY, generate_examples=False, description="The part that `Range` asks for")
 LIST_PATH = "/sessions/{sid:str}/files"
 PATH = f"{LIST_PATH}/{{path:path}}"
 
@@ -52,7 +54,7 @@ async def refuse_no_path(service: Orchestrator, sid: Sid) -> None:
     raise errors.InvalidPath("Name a file of the workspace behind `files/`")
 
 
-@get(PATH, media_type=BYTES, summary="Read a file")
+@get(PATH, media_type=ANY, responses={HTTP_206_PARTIAL_CONTENT: PART}, summary="Read a file")
 async def read_file(service: Orchestrator, request: HttpRequest, sid: Sid) -> Stream:
     """Send a file, or the part of it that a `Range` header with one range asks for. No link is followed."""
     return await send_file(service.sessions.get(sid), path_of(request), request.headers.get("range"))
@@ -68,7 +70,13 @@ async def read_facts(service: Orchestrator, request: HttpRequest, sid: Sid) -> R
     return Response(None, headers=headers_of(file) | size)
 
 
-@put(PATH, status_code=HTTP_201_CREATED, opt=STREAMED, request_max_body_size=None, summary="Write a file")
+@put(
+    PATH,
+    status_code=HTTP_201_CREATED,
+    opt=STREAMED | {TAKES: (bytes, BYTES)},
+    request_max_body_size=None,
+    summary="Write a file",
+)
 async def write_file(service: Orchestrator, request: HttpRequest, sid: Sid) -> File:
     """Write the body, of any media type, to a file, and make the directories above it.
 
@@ -115,7 +123,7 @@ async def read_archive(service: Orchestrator, sid: Sid, path: Directory = "") ->
 @post(
     "/sessions/{sid:str}/archive",
     status_code=HTTP_200_OK,
-    opt=STREAMED,
+    opt=STREAMED | {TAKES: (bytes, TAR)},
     request_max_body_size=None,
     summary="Upload an archive",
 )

@@ -12,6 +12,7 @@ from litestar.connection import ASGIConnection
 from litestar.datastructures import MutableScopeHeaders
 from litestar.enums import ScopeType
 from litestar.handlers import BaseRouteHandler
+from litestar.routes import HTTPRoute
 from litestar.types import Message, Scope
 
 from orchestrator.errors import NotFound, Unauthorized, UnsupportedMediaType
@@ -20,6 +21,7 @@ OPEN = "open"  # handlers with this option are served without a key
 SIGNED = "signed"  # handlers with this option check a signature instead of a key, and do so themselves
 ACCEPTS = "accepts"  # the media type of a handler's body, when it is not JSON
 ANY = "*/*"
+TAKES = "takes"  # type and media type of a body that a handler reads itself, for the specification
 SUBPROTOCOL = "bearer."  # and a key in base64url
 LOCAL_HOSTS = {"localhost", "127.0.0.1", "[::1]"}
 WITH_BODY = {"POST", "PUT", "PATCH"}
@@ -107,12 +109,24 @@ def check_body(headers: Mapping[str, str], accepted: str) -> None:
         raise UnsupportedMediaType(f"Send the body as Content-Type: {accepted}")
 
 
-async def add_headers(message: Message, _scope: Scope) -> None:
+async def add_headers(message: Message, scope: Scope) -> None:
     """Add the security headers to every response."""
     if message["type"] == "http.response.start":
         headers = MutableScopeHeaders.from_message(message)
         for name, value in HEADERS.items():
             headers.setdefault(name, value)
+        if scope.get("method") == "OPTIONS":
+            headers["Allow"] = allowed(scope)
+
+
+def allowed(scope: Scope) -> str:
+    """Return the methods of a path. Litestar's own answer has those of one of its handlers."""
+    routes = [route for route in scope["litestar_app"].routes if isinstance(route, HTTPRoute)]
+    handlers = [
+        handler for route in routes if route.path_format == scope["path_template"] for handler in route.route_handlers
+    ]
+    shown = [handler for handler in handlers if handler.resolve_include_in_schema()] or handlers
+    return ", ".join(sorted({"OPTIONS"}.union(*(handler.http_methods for handler in shown))))
 
 
 def _hash(key: str) -> bytes:

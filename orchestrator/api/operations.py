@@ -1,6 +1,7 @@
 """What operators and their machines ask: health, readiness, metrics."""
 
 from litestar import MediaType, Response, get
+from litestar.openapi.datastructures import ResponseSpec
 from prometheus_client import REGISTRY
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4, generate_latest
 
@@ -16,7 +17,13 @@ async def health(service: Orchestrator) -> Health:
     return Health(status="ok", version=__version__, engine=service.engine.name, layers=service.reconciler.layers)
 
 
-@get("/ready", opt={OPEN: True}, tags=["operations"], summary="Are sessions accepted")
+@get(
+    "/ready",
+    opt={OPEN: True},
+    responses={503: ResponseSpec(Readiness, generate_examples=False, description="None are, for these reasons")},
+    tags=["operations"],
+    summary="Are sessions accepted",
+)
 async def ready(service: Orchestrator) -> Response[Readiness]:
     """Answer 200 when sessions are accepted, else 503 with the reasons."""
     reasons = service.not_ready()

@@ -5,9 +5,11 @@ needed to see them, but for all that they ask for.
 from importlib.resources import files
 from typing import Annotated, Any
 
+import msgspec
 from litestar import Request, Response, get
 from litestar.params import Parameter
 
+from orchestrator.api import specification
 from orchestrator.api.guard import OPEN
 from orchestrator.errors import NotFound
 
@@ -39,9 +41,12 @@ async def documentation() -> Response[bytes]:
 
 
 @get("/openapi.json", include_in_schema=False)
-async def specification(request: Request[Any, Any, Any]) -> Response[dict[str, Any]]:
-    """Send the OpenAPI document."""
-    return Response(request.app.openapi_schema.to_schema(), media_type="application/json")
+async def openapi(request: Request[Any, Any, Any]) -> Response[bytes]:
+    """Send the OpenAPI document, which is made when the first one asks for it."""
+    state = request.app.state
+    if "document" not in state:
+        state.document = msgspec.json.encode(specification.document(request.app))
+    return Response(state.document, media_type="application/json")
 
 
 def sent(name: str, media_type: str) -> Response[bytes]:
@@ -51,4 +56,4 @@ def sent(name: str, media_type: str) -> Response[bytes]:
     return Response(content, media_type=media_type, headers=headers)
 
 
-handlers = [page, part, documentation, specification]
+handlers = [page, part, documentation, openapi]

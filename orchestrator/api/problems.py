@@ -7,7 +7,7 @@ import structlog
 from litestar import Request, Response
 from litestar.connection import ASGIConnection
 from litestar.enums import ScopeType
-from litestar.exceptions import HTTPException, ValidationException
+from litestar.exceptions import HTTPException, MethodNotAllowedException, ValidationException
 
 from orchestrator import errors
 from orchestrator.errors import Problem, SandboxError
@@ -55,6 +55,8 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[bytes]
     headers = {} if problem.retry_after_s is None else {"Retry-After": str(problem.retry_after_s)}
     if problem.status == errors.Unauthorized.status:
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, MethodNotAllowedException):
+        headers |= error.headers or {}  # which are allowed
     return Response(msgspec.json.encode(problem), status_code=problem.status, media_type=PROBLEM_JSON, headers=headers)
 
 

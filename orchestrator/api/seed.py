@@ -89,6 +89,20 @@ class Outcome(msgspec.Struct, kw_only=True):
     output_variables: Any = msgspec.UNSET
 
 
+class Said(msgspec.Struct, frozen=True):
+    """What went wrong, for programs and for people."""
+
+    code: str
+    message: str
+
+
+class SeedProblem(msgspec.Struct, frozen=True):
+    """An error of this door."""
+
+    detail: str
+    error: Said
+
+
 class _WithVariables(msgspec.Struct):
     result: msgspec.Raw
     output_variables: msgspec.Raw
@@ -249,7 +263,7 @@ class SeedError(Exception):
         self.status_code = status_code
 
 
-def handle(request: Request[Any, Any, Any], error: Exception) -> Response[dict[str, Any]]:
+def handle(request: Request[Any, Any, Any], error: Exception) -> Response[SeedProblem]:
     """Answer in the seed's form of an error."""
     if isinstance(error, SeedError):
         code, status_code, detail, retry_after_s = error.code, error.status_code, str(error), None
@@ -260,7 +274,7 @@ def handle(request: Request[Any, Any, Any], error: Exception) -> Response[dict[s
         if problem.code == "session_exists":
             status_code = 400
     headers = {} if retry_after_s is None else {"Retry-After": str(retry_after_s)}
-    body = {"detail": detail, "error": {"code": code, "message": detail}}
+    body = SeedProblem(detail, Said(code, detail))
     return Response(body, status_code=status_code, headers=headers)
 
 

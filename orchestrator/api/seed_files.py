@@ -14,7 +14,7 @@ from litestar.status_codes import HTTP_200_OK
 
 from orchestrator import models
 from orchestrator.api.files import path_behind, read_whole, send_file
-from orchestrator.api.guard import ACCEPTS
+from orchestrator.api.guard import ACCEPTS, ANY
 from orchestrator.errors import FileNotFound, FileTooLarge
 from orchestrator.files import Workspace
 from orchestrator.models import ID_PATTERN
@@ -78,7 +78,7 @@ async def upload(
     return Written(filename=name, size=file.size_bytes)
 
 
-@get(["/download/{sid:str}/{path:path}"], media_type="application/octet-stream", summary="Download a file")
+@get(["/download/{sid:str}/{path:path}"], media_type=ANY, summary="Download a file")
 async def download(service: Orchestrator, request: Request[Any, Any, Any], sid: Sid) -> Stream:
     """Send a file."""
     return await send_file(service.sessions.get(sid), path_of(request, "download"), None)

@@ -1,11 +1,10 @@
 """Contexts: interpreters that stay."""
 
-from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from orchestrator.models.terms import Id, Request
+from orchestrator.models.terms import Id, Request, Time
 
 ContextLanguage = Literal["python"]
 ContextState = Literal["starting", "idle", "busy", "dead"]
@@ -25,7 +24,7 @@ class Context(msgspec.Struct, frozen=True, kw_only=True):
     session_id: str
     language: ContextLanguage
     state: ContextState
-    created_at: datetime
+    created_at: Time
     executions: int
     detail: str | None = None
 

@@ -1,6 +1,5 @@
 """Executions: how they are asked for, and what came of them."""
 
-from datetime import datetime
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
@@ -8,7 +7,7 @@ from msgspec import Meta
 
 from orchestrator.models.files import Encoded
 from orchestrator.models.network import Network
-from orchestrator.models.terms import Env, Id, Language, Request, Requirements, Seconds
+from orchestrator.models.terms import Env, Id, Language, Request, Requirements, Seconds, Time
 
 Outcome = Literal["ok", "error", "timeout", "oom", "output_limit", "killed", "cancelled", "lost"]
 OUTCOMES: tuple[Outcome, ...] = get_args(Outcome)
@@ -84,7 +83,7 @@ class Artifact(msgspec.Struct, frozen=True, kw_only=True):
 
     path: str
     size_bytes: int
-    modified_at: datetime
+    modified_at: Time
     base64: bytes | None = None
 
 
@@ -98,7 +97,7 @@ class Execution(msgspec.Struct, kw_only=True):
 
     id: str
     session_id: str
-    started_at: datetime
+    started_at: Time
     language: Language
     background: bool = False
     context_id: str | None = None

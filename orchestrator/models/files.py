@@ -1,11 +1,10 @@
 """Files of the workspace."""
 
-from datetime import datetime
 from typing import Literal
 
 import msgspec
 
-from orchestrator.models.terms import Request
+from orchestrator.models.terms import Request, Time
 
 
 class Encoded(Request, frozen=True):
@@ -22,7 +21,7 @@ class File(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     type: Literal["file", "directory", "link", "other"]
     size_bytes: int
-    modified_at: datetime
+    modified_at: Time
 
 
 class FilePage(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,12 +1,11 @@
 """What a session may reach, as it is asked for and as it is shown, and what it reached."""
 
-from datetime import datetime
 from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
 
-from orchestrator.models.terms import Request
+from orchestrator.models.terms import Request, Time
 
 HostPattern = Annotated[
     str,
@@ -59,7 +58,7 @@ class EgressConnection(msgspec.Struct, frozen=True, kw_only=True):
     port: int
     address: str | None
     protocol: EgressProtocol
-    opened_at: datetime
+    opened_at: Time
     bytes_in: int
     bytes_out: int
 
@@ -67,7 +66,7 @@ class EgressConnection(msgspec.Struct, frozen=True, kw_only=True):
 class EgressRefusal(msgspec.Struct, frozen=True, kw_only=True):
     """A connection that was not made, and why; `decision` and `reason` are those of the metrics."""
 
-    at: datetime
+    at: Time
     host: str
     port: int | None
     decision: Literal["refused", "failed", "limited"]

@@ -1,12 +1,11 @@
 """Sessions: how they are asked for, extended and shown."""
 
-from datetime import datetime
 from typing import Literal, get_args
 
 import msgspec
 
 from orchestrator.models.network import Network, ShownNetwork
-from orchestrator.models.terms import Env, Id, Metadata, Request, Requirements, Seconds
+from orchestrator.models.terms import Env, Id, Metadata, Request, Requirements, Seconds, Time
 
 Source = Literal["warm", "cold"]
 EndReason = Literal["closed", "expired", "idle", "lost", "drained"]
@@ -40,9 +39,9 @@ class Session(msgspec.Struct, frozen=True, kw_only=True):
 
     id: str
     template: str
-    created_at: datetime
-    last_used_at: datetime
-    expires_at: datetime
+    created_at: Time
+    last_used_at: Time
+    expires_at: Time
     idle_timeout_s: float
     executions: int
     source: Source

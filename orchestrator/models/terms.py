@@ -1,5 +1,6 @@
 """The terms that several requests share, with their bounds."""
 
+from datetime import datetime
 from typing import Annotated, Literal, get_args
 
 import msgspec
@@ -14,6 +15,7 @@ Env = Annotated[dict[EnvName, EnvText], Meta(max_length=256)]
 Metadata = Annotated[
     dict[Annotated[str, Meta(min_length=1, max_length=64)], Annotated[str, Meta(max_length=512)]], Meta(max_length=32)
 ]
+Time = Annotated[datetime, Meta(tz=True, description="in UTC, as ISO 8601")]
 Seconds = Annotated[float, Meta(gt=0, description="seconds")]
 Requirements = Annotated[
     list[Annotated[str, Meta(max_length=200, description="a package's name with versions, such as `requests==2.*`")]],

@@ -20,6 +20,11 @@ function words(schema) {
   return [schema.type ?? "any"].flat().join(" | ");
 }
 
+/** What a reference refers to. */
+function resolved(thing) {
+  return thing.$ref ? thing.$ref.slice(2).split("/").reduce((found, name) => found[name], spec) : thing;
+}
+
 function table(rows) {
   const made = element("table");
   for (const cells of rows) {
@@ -39,7 +44,8 @@ function operation(method, path, facts) {
   if (parameters.length) made.append(element("h4", "Parameters"), table(parameters));
   const bodies = Object.entries(facts.requestBody?.content ?? {});
   if (bodies.length) made.append(element("h4", "Body"), table(bodies.map(([type, body]) => [type, words(body.schema)])));
-  const answers = Object.entries(facts.responses ?? {}).map(([status, answer]) => {
+  const answers = Object.entries(facts.responses ?? {}).map(([status, given]) => {
+    const answer = resolved(given);
     const types = Object.entries(answer.content ?? {}).map(([type, body]) => `${type} ${words(body.schema)}`);
     return [status, types.join(", "), answer.description ?? ""];
   });

@@ -534,6 +534,15 @@ def test_what_is_for_people_is_a_page_of_our_own(client: httpx.Client, path: str
     assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
+@pytest.mark.parametrize("method", ["OPTIONS", "POST"])
+def test_the_methods_of_a_path_are_told_in_full(client: httpx.Client, method: str) -> None:
+    answer = client.request(method, "/v1/sessions/any")
+    assert (answer.status_code, {*answer.headers["allow"].split(", ")}) == (
+        204 if method == "OPTIONS" else 405,
+        {"DELETE", "GET", "OPTIONS", "PATCH"},
+    )
+
+
 # --- metrics
 
 CLOSED: dict[str, set[str]] = {
@@ -547,7 +556,7 @@ CLOSED: dict[str, set[str]] = {
     "direction": {"in", "out"},
     "call": {"start", "info", "create", "version", "attach", "list", "remove"},
     "method": {"GET", "POST", "PATCH", "DELETE", "PUT", "OPTIONS"},
-    "path": {*ROUTES, "/", "/docs", "/openapi.json", "/pages/{name}"},
+    "path": {*ROUTES, "/", "/docs", "/mcp", "/openapi.json", "/pages/{name}"},
     "app_name": {"sandbox"},
 }
 GAUGES = {

@@ -37,7 +37,7 @@ FLOORS = {
     "api.paths api.files api.contexts api.terminal api.sockets api.events "
     "api.seed_files api.executions api.packages api.native "
     "api.operations "
-    "api.pages "
+    "api.pages api.specification "
     "api.seed "
     "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 "
     "api.mcp api.results api.tools "
