@@ -19,6 +19,7 @@ DEFAULT_URL = "http://localhost:8000"
 CONNECT_S = 5.0
 IDLE_CONNECTION_S = 5.0  # shorter than the service's own, so that none is reused while the service closes it
 FIRST_PAUSE_S = 0.1
+NO_CONTENT = 204  # of a stream: the last event is known already
 REFUSED = {errors.TooManyRequests.status, errors.Unavailable.status}  # nothing was done, and later it may be
 OF_STATUS = {kind.status: kind for kind in (errors.Unauthorized, errors.TooManyRequests, errors.Unavailable)}
 LOST = (httpx.NetworkError, httpx.RemoteProtocolError)  # the connection ended, and no answer came

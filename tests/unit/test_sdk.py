@@ -13,9 +13,9 @@ from typing import Any
 import httpx
 import pytest
 
-from orchestrator import errors, exchange, models, sdk
+from orchestrator import errors, exchange, models
 from orchestrator.calls import executions
-from orchestrator.sdk import SandboxClient, SyncSandboxClient
+from orchestrator.sdk import SandboxClient, SyncSandboxClient, blocking
 from tests.live import Live, free_port, serve
 
 KEY = "0123456789abcdef"
@@ -95,8 +95,8 @@ def test_the_twin_does_the_same_without_asyncio(local_service: Live) -> None:
 def test_the_twins_have_the_same_methods_with_the_same_parameters() -> None:
     def methods(kind: type) -> dict[str, inspect.Signature]:
         return {
-            name: inspect.signature(value)
-            for name, value in vars(kind).items()
+            name: inspect.signature(getattr(kind, name))
+            for name in dir(kind)
             if name[0] != "_" and name[-5:] != "close"
         }
 
@@ -412,7 +412,7 @@ class Clock:
         self._paused = paused
 
     def replace_time(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr(sdk, "time", self)
+        monkeypatch.setattr(blocking, "time", self)
         monkeypatch.setattr(exchange, "time", self)
 
     def monotonic(self) -> float:
