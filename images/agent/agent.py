@@ -18,14 +18,16 @@ from canary import CANARY
 from context import Cell
 from contexts import Contexts, compile_cells
 from dialogue import Dialogue
-from execution import Execution, Limits
+from execution import Execution
 from files import Files
 from frames import Frame, Lines, decode, encode
 from languages import CELLS, LANGUAGES, PYTHON, find_languages
-from launcher import Launcher, prepare_process, read_proc
+from launcher import Launcher, prepare_process
 from layout import Layout, make_etc
+from limits import Limits
 from loop import WRITE, Loop
 from outlet import Outlet
+from proc import read_proc
 from seatbelt import Seatbelt
 from stock import BOOT_RETRY_S, Stock
 from streams import Streams

@@ -9,8 +9,9 @@ from typing import Any, Literal
 from dialogue import Dialogue, Records
 from execution import Execution, file_clock_ns
 from frames import Frame
-from launcher import End, Launcher, running_s, usage, write
+from launcher import End, Launcher
 from loop import Loop, Timer
+from proc import running_s, usage, write
 
 GRACE_S = 2.0  # between the interrupt of a cell and its kill
 SIGINT_EXIT = 130

@@ -1,66 +1,29 @@
-"""One execution as the agent sees it: its limits, its numbered output, its result until acknowledged."""
+"""One execution as the agent sees it: its job, its numbered output, its result until acknowledged."""
 
 import base64
 import json
-import os
-import resource
 import signal
 import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import cache
 from itertools import islice
 from typing import Any, Protocol
 
 from frames import Frame
 from languages import LANGUAGES, PYTHON, home_of
 from launcher import End, Launcher
+from limits import Limits
 from loop import Loop
 from output import Output, cut
+from proc import oom_kills
 from seatbelt import Seatbelt
 
-OOM_COUNTERS = ("/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control")
 SIGKILL_EXIT = 137
 ARTIFACTS, ARTIFACT_BYTES = 1000, 256 * 1024  # of one execution that are named, and what their names may take
 CLOCK_REALTIME_COARSE = 5  # linux/time.h: the clock that files are stamped with; Python has no name for it
 STDIN_LIMIT = 1 << 20  # bytes that may wait for the code to read them
 NO_TIMEOUT_S = 10 * 365 * 86400.0  # what the code is told of a timeout that there is not
-RLIMIT_SIGPENDING = 11  # asm-generic/resource.h; Python has no name for it
-
-
-@dataclass(slots=True, frozen=True)
-class Limits:
-    """What every execution of this container may use; sizes in bytes, of one stream where they name output.
-
-    `preboot` says how many sandboxes of which language wait, `wheels` where in the image packages for pip are.
-    """
-
-    memory_bytes: int
-    file_bytes: int
-    processes: int
-    open_files: int
-    keep_bytes: int
-    drain_bytes: int
-    preboot: dict[str, int]
-    wheels: str | None = None
-    display_bytes: int = 8 << 20
-
-    def room(self, stream: str) -> int:
-        """Return how many bytes are kept of one stream."""
-        return self.display_bytes if stream == "display" else self.keep_bytes
-
-    def rlimits(self) -> dict[int, int]:
-        """Return the resource limits of a sandbox's program."""
-        return {
-            resource.RLIMIT_NPROC: self.processes,
-            resource.RLIMIT_NOFILE: self.open_files,
-            resource.RLIMIT_FSIZE: self.file_bytes,
-            resource.RLIMIT_DATA: self.memory_bytes,
-            resource.RLIMIT_MEMLOCK: 65536,
-            RLIMIT_SIGPENDING: 256,
-        }
 
 
 class Send(Protocol):
@@ -271,20 +234,3 @@ def argv_of(job: dict[str, Any]) -> list[str] | None:
     if "argv" in job or language.harness:
         return job.get("argv")
     return language.argv(job["code"], job.get("args", []))
-
-
-def oom_kills() -> int:
-    """Return how many processes of this container the kernel's OOM killer has killed."""
-    _, _, rest = os.pread(oom_counter(), 4096, 0).partition(b"oom_kill ")
-    return int(rest.split(None, 1)[0]) if rest else 0
-
-
-@cache
-def oom_counter() -> int:
-    """Return a descriptor of the cgroup's count of OOM kills; an empty file where there is none."""
-    for path in OOM_COUNTERS:
-        try:
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError:
-            continue
-    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)

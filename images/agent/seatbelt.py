@@ -14,9 +14,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from launcher import SHELL_SIGNALS, End
+from launcher import End
 from layout import Layout
 from loop import Loop
+from proc import SHELL_SIGNALS
 from program import Program
 
 PROFILE = """
