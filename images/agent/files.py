@@ -1,8 +1,4 @@
-"""The workspace's files, for the orchestrator: each operation is one stream; no path ever follows a link.
-
-A path has at most DEPTH components of at most 255 bytes, none of them blank, `.` or `..`, has no control characters, and is
-relative to the workspace.
-"""
+"""The workspace's files, for the orchestrator: each operation is one stream; no path ever follows a link."""
 
 import json
 import os
@@ -16,13 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from frames import Frame
+from paths import described, exists, is_plain, not_plain, parts_of, printable
 from streams import Opener, Refused, Stream
-from tree import DEPTH, descend, remove_at, walk
+from tree import descend, remove_at, walk
 
-NAME_LIMIT = 255  # bytes
 WALK_LIMIT = 50_000  # entries that are looked at
 KNOWN = 4096  # files whose stamp is remembered, to tell what is new
-TYPES = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "link"}
 PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 Stamp = tuple[int, int]  # inode and change time: a file as it was
 
@@ -245,49 +240,3 @@ class Files:
             return
         if not is_plain(facts):
             raise not_plain(facts)
-
-
-def parts_of(path: str) -> list[str]:
-    """Return the components of a path. Refused for one that could lead out, or that nobody can mean."""
-    parts = path.split("/")
-    if path.startswith("/"):
-        raise Refused("invalid_path", "A path is relative to the workspace: leave out the slash at its beginning")
-    if any(part.strip() in ("", ".", "..") for part in parts):
-        raise Refused("invalid_path", "A path has no empty or blank part, no `.` and no `..`")
-    if any(letter < " " or letter == "\x7f" for letter in path):
-        raise Refused("invalid_path", "A path has no control characters")
-    if len(parts) > DEPTH or any(len(part.encode("utf-8", "surrogatepass")) > NAME_LIMIT for part in parts):
-        raise Refused("invalid_path", f"A path has at most {DEPTH} parts of at most {NAME_LIMIT} bytes")
-    return parts
-
-
-def described(path: str, facts: os.stat_result) -> dict[str, Any]:
-    """Return what is told of a file."""
-    kind = TYPES.get(stat.S_IFMT(facts.st_mode), "other")
-    size = facts.st_size if kind == "file" else 0
-    return {"path": path, "type": kind, "size_bytes": size, "modified_s": max(0.0, facts.st_mtime)}
-
-
-def printable(path: str) -> str:
-    """Return a path as text; bytes that are not UTF-8 become U+FFFD."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def is_plain(facts: os.stat_result) -> bool:
-    """Tell whether it is a file that has this one name only."""
-    return stat.S_ISREG(facts.st_mode) and facts.st_nlink == 1
-
-
-def not_plain(facts: os.stat_result) -> Refused:
-    if stat.S_ISREG(facts.st_mode):
-        return Refused("file_conflict", "The file has several names (hard links): copy it first")
-    kind = TYPES.get(stat.S_IFMT(facts.st_mode), "special file")
-    return Refused("file_conflict", f"It is a {kind}, no file")
-
-
-def exists(at: int, name: str) -> bool:
-    try:
-        os.stat(name, dir_fd=at, follow_symlinks=False)
-    except FileNotFoundError:
-        return False
-    return True
