@@ -27,7 +27,7 @@ NO_TIMEOUT_S = 10 * 365 * 86400.0  # what the code is told of a timeout that the
 
 
 class Send(Protocol):
-    """How frames leave; see `Agent._send`."""
+    """How frames leave; see `Channel.send`."""
 
     def __call__(self, frame: Frame | None, *, more: bool = False) -> None: ...
 

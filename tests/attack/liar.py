@@ -124,10 +124,10 @@ class Liar(Agent):
         if what == "second hello":
             self._greet()
             return
-        CHANNEL[:] = [self._out_fd]
-        os.set_blocking(self._out_fd, True)
+        CHANNEL[:] = [self._channel.out_fd]
+        os.set_blocking(CHANNEL[0], True)
         lie(what, frame["id"], self._ping)
-        os.set_blocking(self._out_fd, False)
+        os.set_blocking(CHANNEL[0], False)
 
 
 os.umask(0o077)
