@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 from archive import Archives
 from canary import CANARY
+from cell import Cell
 from channel import Channel
-from context import Cell
 from contexts import Contexts
 from execution import Execution
 from files import Files

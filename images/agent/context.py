@@ -1,103 +1,24 @@
-"""A context: one sandbox that stays, in which cells run one after the other. A cell is an execution of a context."""
+"""A context: one sandbox that stays, in which cells run one after the other."""
 
-import signal
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, Literal
+from typing import Literal
 
+from cell import REFUSED, Cell
 from dialogue import Dialogue, Records
-from execution import Execution, file_clock_ns
 from frames import Frame
 from launcher import End, Launcher
 from loop import Loop, Timer
-from proc import running_s, usage, write
+from proc import forget_peaks, spent, usage
 
 GRACE_S = 2.0  # between the interrupt of a cell and its kill
-SIGINT_EXIT = 130
 MESSAGE_LIMIT = 500
-REPORT_BYTES = 64  # of a value's limit, for what is around it
 INTERRUPTED = "The cell was interrupted; the context lives, its variables are kept"
 UNHEEDED = "The cell did not heed the interrupt and was killed with its context: restart the context"
 RESTARTED = "The context was restarted or deleted while the cell ran"
 DEAD = "The process of the context ended ({how}): restart the context"
-REFUSED = "The context cannot run this cell: restart the context"
 
 State = Literal["starting", "idle", "dead"]
-
-
-class Cell(Execution):
-    """An execution in a context. It is interrupted before it is killed; `survived` tells whether its context did."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.survived = False
-        self._context: Context | None = None
-        self._display_fits = False
-        self._kind = b""
-
-    @property
-    def is_stopped(self) -> bool:
-        """Whether it was interrupted, or killed, by us."""
-        return self._cause is not None
-
-    def enter(self, context: "Context") -> Frame:
-        """Belong to a context from now on; return what its interpreter is to get."""
-        self._context = context
-        self._started = (file_clock_ns(), time.monotonic())
-        job, self._job = self._job, {}
-        return {"code": job["code"], "env": job["env"], "limit": self._limits.keep_bytes - REPORT_BYTES}
-
-    def stop(self, cause: str) -> None:
-        """Interrupt the cell for this cause; the first one counts."""
-        if self.result is not None or self._cause is not None:
-            return
-        self._cause = cause
-        if self._context is None:
-            self.refuse(REFUSED)
-        else:
-            self._context.interrupt()
-
-    def abandon(self) -> None:
-        """Count as cancelled: the context is about to be killed."""
-        self._cause = self._cause or "cancelled"
-
-    def take(self, stream: str, data: bytes) -> None:
-        """Take what was printed."""
-        self._on_output(stream, data)
-
-    def finish(self, end: End) -> None:
-        """Report how the cell ended."""
-        self._on_end(end)
-
-    def refuse(self, message: str) -> None:
-        """Report that the cell did not run."""
-        self._started = (file_clock_ns(), time.monotonic())
-        self._on_end(End(None, None, 0.0, 0.0, 0, message))
-
-    def expect(self, kind: bytes, size: int) -> None:
-        """Take note that so many bytes of a display or a report follow. A display is kept whole or not at all."""
-        self._kind = kind
-        self._display_fits = self._kept["display"] + size <= self._limits.display_bytes
-        if kind == b"D" and not self._display_fits:
-            self._seen["display"] += size
-            if self._seen["display"] > self._limits.drain_bytes + self._limits.display_bytes:
-                self.stop("output_limit")
-
-    def take_body(self, data: bytes) -> None:
-        """Take a piece of what was announced."""
-        if self._kind == b"V":
-            self._on_output("value", data)
-        elif self._display_fits:
-            self._on_output("display", data)
-
-    def _outcome(self, end: End) -> tuple[str, int | None, int | None]:
-        if not self.survived:
-            outcome, code, killer = super()._outcome(end)
-            return ("error" if outcome == "ok" else outcome), code, killer
-        if self._cause is not None:
-            return self._cause, SIGINT_EXIT, signal.SIGINT
-        return ("ok" if end.exit_code == 0 else "error"), end.exit_code, None
 
 
 class Context:
@@ -163,7 +84,7 @@ class Context:
         self._spent_s = spent(pids)
         forget_peaks(pids)
         self._run_at = time.monotonic()
-        if not program.tell(cell.enter(self) | {"number": self.cells}):
+        if not program.tell(cell.enter(self.interrupt) | {"number": self.cells}):
             self._launcher.kill()
 
     def interrupt(self) -> None:
@@ -277,15 +198,3 @@ def how_it_ended(end: End) -> str:
     if end.signal is not None:
         return f"signal {end.signal}, exit code {end.exit_code}"
     return "its sandbox vanished" if end.exit_code is None else f"exit code {end.exit_code}"
-
-
-def spent(pids: list[int]) -> float:
-    """Return the CPU seconds of these processes: their main threads' to the microsecond, the rest in ticks."""
-    return sum(max(usage(pid)[0], running_s(pid)) for pid in pids)
-
-
-def forget_peaks(pids: list[int]) -> None:
-    """Let the peaks of resident memory begin anew."""
-    for pid in pids:
-        with suppress(OSError):  # it is gone; or the kernel does not let us, then the peak is that of its life
-            write(f"/proc/{pid}/clear_refs", b"5")

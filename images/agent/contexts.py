@@ -5,7 +5,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from context import Cell, Context
+from cell import Cell
+from context import Context
 from frames import Frame
 from launcher import Launcher
 from loop import Loop

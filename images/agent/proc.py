@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 
 READ_SIZE = 64 * 1024
@@ -61,6 +62,18 @@ def running_s(pid: int | None) -> float:
     """Return the CPU seconds of a process's main thread."""
     words = read_proc(pid, "schedstat").split()
     return int(words[0]) / 1e9 if words else 0.0
+
+
+def spent(pids: list[int]) -> float:
+    """Return the CPU seconds of these processes: their main threads' to the microsecond, the rest in ticks."""
+    return sum(max(usage(pid)[0], running_s(pid)) for pid in pids)
+
+
+def forget_peaks(pids: list[int]) -> None:
+    """Let the peaks of resident memory begin anew."""
+    for pid in pids:
+        with suppress(OSError):  # it is gone; or the kernel does not let us, then the peak is that of its life
+            write(f"/proc/{pid}/clear_refs", b"5")
 
 
 def read_proc(pid: int | None, name: str) -> bytes:
