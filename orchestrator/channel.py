@@ -1,21 +1,31 @@
 """The attached stream of one container, as frames. Everything that arrives is hostile input."""
 
+import asyncio
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
 from orchestrator import frames
 from orchestrator.engine import Wire
-from orchestrator.errors import ContainerLost, Unavailable
+from orchestrator.errors import ContainerLost, SandboxError, Unavailable
 
 log = structlog.get_logger()
 AGAIN_S = 2  # Retry-After
+NOT_ASKED = "the agent sent a frame that nobody asked for"
 SAID_LIMIT = 2048  # bytes of an agent's stderr that are kept, to explain a failed start
 
 
 def being_attached() -> Unavailable:
     """Return what to tell who wants something of a container whose stream broke."""
     return Unavailable("The container is being attached again: try again", retry_after_s=AGAIN_S)
+
+
+def give_up(future: asyncio.Future[Any] | None, error: SandboxError) -> None:
+    """Let a wait for the agent end with an error. Nobody may wait for it any more: that is no fault."""
+    if future is not None and not future.done():
+        future.set_exception(error)
+        future.exception()
 
 
 class Channel:

@@ -1,24 +1,22 @@
 """One container with a living agent: start, bind, execute, heartbeat. It serves one session, ever."""
 
 import asyncio
-import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-from orchestrator import frames, isolation, traces
+from orchestrator import frames, isolation
 from orchestrator.channel import AGAIN_S, Channel, being_attached
 from orchestrator.contexts import Contexts
 from orchestrator.engine import Engine, Spec
-from orchestrator.errors import ContainerLost, EngineError, IsolationError, Unavailable
+from orchestrator.errors import ContainerLost, IsolationError, SandboxError, Unavailable
+from orchestrator.feeds import Feeds
 from orchestrator.frames import Result, StdinResult
+from orchestrator.greeting import Greeting
+from orchestrator.heartbeat import Heartbeat
 from orchestrator.languages import Languages
-from orchestrator.runs import NOT_ARRIVED, Runs, Sink
+from orchestrator.runs import Runs, Sink
 from orchestrator.streams import Streams
-
-AGENT_VERSION = 10
-BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
-OVERDUE_STEP_S = 0.1
 
 
 class Container:
@@ -48,8 +46,6 @@ class Container:
         self.has_wheels = False
         self.lost_reason: str | None = None
         self.ready_at = 0.0
-        self.missed_beats = 0
-        self.silent_since = 0.0
         self.broken_at: float | None = None
         self.broken_reason = ""
         self.tries = 0
@@ -59,31 +55,29 @@ class Container:
         self._whole = asyncio.Event()
         self._whole.set()
         self._closed = False
-        self._runs = Runs(output_limit=output_limit, display_limit=display_limit)
         self._channel = Channel(self._on_frame, self._lose, self._break)
+        self._runs = Runs(
+            self._channel, output_limit=output_limit, display_limit=display_limit, on_overdue=self._overdue
+        )
         self.streams = Streams(self._channel)
         self.contexts = Contexts(self._channel)
-        self._hello: asyncio.Future[frames.Hello] | None = None
-        self._nonce = ""
+        self._greeting = Greeting(self._channel)
+        self._feeds = Feeds(self._channel)
+        self.heartbeat = Heartbeat(self._channel)
         self._session: str | None = None
         self._network_port: int | None = None
-        self._bound: asyncio.Future[str] | None = None
-        self._feeding: dict[int, asyncio.Future[StdinResult]] = {}
-        self._feeds = 0
-        self._pings = 0
-        self._pongs = 0
 
     async def start(self, engine: Engine, limits: dict[str, Any]) -> None:
         """Start it and judge its self-test. IsolationError when a required layer was not observed."""
         self._channel.open(await engine.start(self.spec, self._channel))
-        hello = await self._greet(limits)
+        hello = await self._greeting.greet(limits)
         self._judge(engine, hello)
 
     async def adopt(self, engine: Engine) -> frames.Hello:
         """Attach to a running container of an earlier orchestrator; return what its agent holds."""
         self._channel.in_step = False
         self._channel.open(await engine.attach(self.name, self._channel))
-        hello = await self._greet({})
+        hello = await self._greeting.greet({})
         self._runs.adopt(known.id for known in hello.executions)
         self._session = hello.session
         self.contexts.adopt(hello.contexts)
@@ -99,7 +93,7 @@ class Container:
         self._channel.reopen()
         try:
             self._channel.open(await engine.attach(self.name, self._channel))
-            hello = await self._greet({})
+            hello = await self._greeting.greet({})
         except BaseException:  # cancelled as well: nobody listens to half a try
             self._channel.close()
             raise
@@ -113,13 +107,7 @@ class Container:
     async def bind(self, session: str, kept: dict[str, Any]) -> None:
         """Tell the agent its session, once, and what it is to keep for who adopts it. Unavailable without an answer."""
         self.require()
-        self._bound = asyncio.get_running_loop().create_future()
-        self._channel.send(frames.encode("bind", session=session, kept=kept))
-        try:
-            async with asyncio.timeout(BIND_S):
-                self._session = await self._bound
-        except TimeoutError:
-            raise Unavailable("The container did not answer in time: try again", retry_after_s=AGAIN_S) from None
+        self._session = await self._greeting.bind(session, kept)
         if self._session != session:
             self._lose("the agent is bound to another session")
             raise ContainerLost("The container belongs to another session")
@@ -143,45 +131,26 @@ class Container:
         ContainerLost when the container vanishes, or when there is no result after `deadline_s`, if there is one.
         """
         lines = frames.encode_execute(eid, job, note=note, acks=self._runs.acks())
-        return await self._work(eid, lines, deadline_s, sink, hold=hold)
+        if not self.is_usable:
+            await self._be_whole()
+        return await self._runs.work(eid, lines, deadline_s, sink, hold=hold)
 
     async def resume(self, eid: str, *, deadline_s: float | None, sink: Sink, hold: bool) -> Result:
         """Follow an execution that was begun by an earlier orchestrator, from its first output on."""
-        return await self._work(eid, iter([frames.encode("resync", id=eid, seq=0)]), deadline_s, sink, hold=hold)
+        if not self.is_usable:
+            await self._be_whole()
+        lines = iter([frames.encode("resync", id=eid, seq=0)])
+        return await self._runs.work(eid, lines, deadline_s, sink, hold=hold)
 
-    async def _work(
-        self, eid: str, lines: Iterator[bytes], deadline_s: float | None, sink: Sink, *, hold: bool
-    ) -> Result:
-        if self.broken_at is not None:
-            await self._whole.wait()
+    async def _be_whole(self) -> None:
+        """Wait while the stream is broken. ContainerLost when the container is."""
+        await self._whole.wait()
         if self.lost_reason is not None:
             raise ContainerLost(self.lost_reason)
-        run = self._runs.begin(eid, sink)
-        if deadline_s is not None:
-            run.timer = asyncio.get_running_loop().call_later(deadline_s, self._overdue, eid)
-        try:
-            with traces.span("channel"):
-                for line in lines:
-                    self._channel.send(line)
-                    await self._channel.drain()
-            run.is_sent = True
-            if run.is_cancelled:
-                self.cancel(eid)
-            result = await run.done
-            traces.ran(launch_s=result.launch_s, wall_s=result.wall_s)
-        except Unavailable:
-            raise ContainerLost(NOT_ARRIVED) from None
-        finally:
-            self._runs.end(eid)
-        self._runs.arrived(eid, hold=hold)
-        return result
 
     def cancel(self, eid: str) -> None:
         """Ask the agent to kill an execution, once it has all of it; its result follows."""
-        if (run := self._runs.active.get(eid)) is not None:
-            run.is_cancelled = True
-            if run.is_sent and self.broken_at is None and not self._channel.closed:
-                self._channel.send(frames.encode("cancel", id=eid))
+        self._runs.cancel(eid)
 
     async def feed(self, eid: str, data: bytes, *, close: bool) -> StdinResult:
         """Send all of the data to the stdin of an execution, or nothing: what became of it.
@@ -194,31 +163,14 @@ class Container:
             return "closed"
         if not run.is_sent:  # its job is on the way: later it may be
             return "full"
-        self._feeds += 1
-        number = self._feeds
-        result: asyncio.Future[StdinResult] = asyncio.get_running_loop().create_future()
-        self._feeding[number] = result
-        for line in frames.encode_stdin(eid, number, data, close=close):
-            self._channel.send(line)
-        await self._channel.drain()
-        try:
-            return await result
-        except Unavailable:  # not to be tried again by itself: it may have been taken
-            raise ContainerLost(
-                "The stream to the container broke: whether its stdin took the text is unknown"
-            ) from None
+        return await self._feeds.send(eid, data, close=close)
 
     def beat(self) -> bool:
         """Ping the agent. Return whether the ping before was answered; one that is being removed is not asked."""
         if self._channel.closed or self.broken_at is not None:
             return True
-        answered = self._pongs == self._pings
-        if not (answered or self.missed_beats):
-            self.silent_since = time.monotonic()
-        self.missed_beats = 0 if answered else self.missed_beats + 1
-        if answered:
-            self._pings += 1
-            self._channel.send(frames.encode("ping", number=self._pings, acks=self._runs.acks()))
+        if answered := self.heartbeat.look():
+            self.heartbeat.ping(self._runs.acks())
         return answered
 
     def lose(self, reason: str) -> None:
@@ -241,15 +193,6 @@ class Container:
         self._channel.close()
         self._fail(reason)
 
-    async def _greet(self, limits: dict[str, Any]) -> frames.Hello:
-        self._hello = asyncio.get_running_loop().create_future()
-        self._nonce = secrets.token_hex(8)
-        self._channel.send(frames.encode("hello", nonce=self._nonce, limits=limits))
-        hello = await self._hello
-        if hello.nonce != self._nonce or hello.version != AGENT_VERSION:
-            raise EngineError("The agent in the image does not fit this orchestrator: build the image anew")
-        return hello
-
     def _judge(self, engine: Engine, hello: frames.Hello) -> None:
         self.canary = hello.canary
         self.languages = hello.languages
@@ -266,24 +209,17 @@ class Container:
                 self._runs.take(frame)
             case frames.Open() | frames.Data() | frames.Credit() | frames.Finish() | frames.Close():
                 self.streams.take(frame)
-            case frames.StdinTaken() if (result := self._feeding.pop(frame.number, None)) is not None:
-                if not result.done():  # else who asked went away
-                    result.set_result(frame.result)
+            case frames.StdinTaken():
+                self._feeds.take(frame)
             case frames.Context():
                 self.contexts.take(frame)
-            case frames.Pong() if frame.number == self._pings:
-                self._pongs = self._pings
+            case frames.Pong():
+                self.heartbeat.take(frame)
                 self._runs.answered()
-            case frames.Hello() if self._hello is not None and not self._hello.done():
-                if frame.nonce == self._nonce or self._channel.in_step:  # else the answer to who attached before
-                    self._hello.set_result(frame)
-            case frames.Bound() if self._bound is not None:
-                if not self._bound.done():  # else the answer to `keep`
-                    self._bound.set_result(frame.session)
+            case frames.Hello() | frames.Bound():
+                self._greeting.take(frame)
             case frames.Fault():
                 raise ContainerLost(isolation.explain_complaint(frame.message))
-            case _:
-                raise ContainerLost("the agent sent a frame that nobody asked for")
 
     def _lose(self, reason: str) -> None:
         if self.lost_reason is None:
@@ -298,11 +234,7 @@ class Container:
         if self._on_broken is None or not self.ready_at:
             self._lose(reason)
             return
-        for future in (self._hello, self._bound, *self._feeding.values()):
-            if future is not None and not future.done():
-                future.set_exception(Unavailable("The stream to the container broke: try again", retry_after_s=AGAIN_S))
-                future.exception()
-        self._feeding.clear()
+        self._give_up(lambda: Unavailable("The stream to the container broke: try again", retry_after_s=AGAIN_S))
         self.streams.fail(f"The stream to the container broke, its session goes on: try again ({reason})")
         if self.broken_at is None:
             self.broken_at, self.broken_reason, self.tries = time.monotonic(), reason, 0
@@ -312,35 +244,31 @@ class Container:
 
     def _catch_up(self, known: dict[str, frames.Known]) -> None:
         self.broken_at = None
-        self.missed_beats = 0
         self._channel.is_waited_for = False
         self.streams.restart("The stream to the container was opened anew: try again")
-        self._pongs = self._pings
+        self.heartbeat.restart()
         for line in self._runs.catch_up(known):
             self._channel.send(line)
         if self._network_port is not None:
             self.open_network(self._network_port)
         self._whole.set()
 
-    def _overdue(self, eid: str) -> None:
-        """No result in time: the agent is wedged, unless it is the engine that passes nothing on."""
-        run = self._runs.active[eid]
-        if run.overdue_at is None:
-            run.overdue_at = time.monotonic()
-        if self.broken_at is None and self._blames_agent(run.overdue_at):
-            self._lose("the agent gave no result in time")
-        else:
-            run.timer = asyncio.get_running_loop().call_later(OVERDUE_STEP_S, self._overdue, eid)
+    def _overdue(self, since: float) -> bool:
+        """No result in time: lose the container if the agent is wedged, and not the engine that passes nothing on."""
+        if self.broken_at is not None or not self._blames_agent(since):
+            return False
+        self._lose("the agent gave no result in time")
+        return True
 
     def _fail(self, reason: str) -> None:
         self.streams.fail(reason)
         self.contexts.fail(reason)
         self._channel.is_waited_for = False
         self._whole.set()
-        waiting: list[asyncio.Future[Any]] = [run.done for run in self._runs.active.values()]
-        waiting += self._feeding.values()
-        waiting += [future for future in (self._hello, self._bound) if future is not None]
-        for future in waiting:
-            if not future.done():
-                future.set_exception(ContainerLost(reason))
-                future.exception()  # nobody may wait for it any more: that is no fault
+        self._runs.fail(reason)
+        self._give_up(lambda: ContainerLost(reason))
+
+    def _give_up(self, reason: Callable[[], SandboxError]) -> None:
+        """Wait for no answer of the agent any more."""
+        self._greeting.fail(reason)
+        self._feeds.fail(reason)

@@ -255,6 +255,6 @@ class Reconciler:
             for container in list(self.known.values()):
                 if container.ready_at and not container.beat():
                     self._metrics.heartbeats_missed.inc()
-                    is_late = container.missed_beats >= self._settings.heartbeat_misses
-                    if is_late and self.observer.blames_agent(container.silent_since):
+                    is_late = container.heartbeat.missed >= self._settings.heartbeat_misses
+                    if is_late and self.observer.blames_agent(container.heartbeat.silent_since):
                         container.lose("the agent missed its heartbeats")

@@ -1,4 +1,4 @@
-"""The executions that the agent of one container works on: what may be said of them, and which results it may forget."""
+"""The executions of one container: handed over, waited for; what may be said of them, which results may be forgotten."""
 
 import asyncio
 import time
@@ -6,13 +6,15 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import get_args
 
-from orchestrator import frames
-from orchestrator.errors import ContainerLost
+from orchestrator import frames, traces
+from orchestrator.channel import Channel, give_up
+from orchestrator.errors import ContainerLost, Unavailable
 from orchestrator.frames import Result
 from orchestrator.models import Stream
 
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
+OVERDUE_STEP_S = 0.1
 HELD = 8  # results that the agent of one container holds beyond their arrival
 NOT_ARRIVED = "The stream to the container broke before the job had arrived: send it again"
 Sink = Callable[[Stream, bytes], None]
@@ -40,8 +42,13 @@ class Run:
 class Runs:
     """Runs by id. Of an `adopted` execution the agent may speak before, after and twice: it may be catching up."""
 
-    def __init__(self, *, output_limit: int, display_limit: int) -> None:
+    def __init__(
+        self, channel: Channel, *, output_limit: int, display_limit: int, on_overdue: Callable[[float], bool]
+    ) -> None:
+        """`on_overdue` is told since when a result is overdue, and whether that is the end it returns."""
         self.active: dict[str, Run] = {}
+        self._channel = channel
+        self._on_overdue = on_overdue
         self._output_limits = dict.fromkeys(get_args(Stream), output_limit) | {"artifact": ARTIFACT_BYTES}
         self._output_limits["display"] = display_limit
         self._adopted: set[str] = set()
@@ -53,23 +60,38 @@ class Runs:
         """Expect that the agent speaks of these."""
         self._adopted.update(eids)
 
-    def begin(self, eid: str, sink: Sink) -> Run:
-        """Take a run in."""
+    async def work(
+        self, eid: str, lines: Iterator[bytes], deadline_s: float | None, sink: Sink, *, hold: bool
+    ) -> Result:
+        """Say these lines, hand the output that follows to `sink`, return the result; the agent is to `hold` that."""
         run = self.active[eid] = Run(sink)
-        return run
+        if deadline_s is not None:
+            run.timer = asyncio.get_running_loop().call_later(deadline_s, self._overdue, eid)
+        try:
+            with traces.span("channel"):
+                for line in lines:
+                    self._channel.send(line)
+                    await self._channel.drain()
+            run.is_sent = True
+            if run.is_cancelled:
+                self.cancel(eid)
+            result = await run.done
+            traces.ran(launch_s=result.launch_s, wall_s=result.wall_s)
+        except Unavailable:
+            raise ContainerLost(NOT_ARRIVED) from None
+        finally:
+            del self.active[eid]
+            if run.timer is not None:
+                run.timer.cancel()
+        self._arrived(eid, hold=hold)
+        return result
 
-    def end(self, eid: str) -> None:
-        """Forget a run, however it ended."""
-        if (timer := self.active.pop(eid).timer) is not None:
-            timer.cancel()
-
-    def arrived(self, eid: str, *, hold: bool) -> None:
-        """Note that a result arrived; the agent is to hold the last ones of those that are to be held."""
-        # Acknowledged with the next frame: a write of its own would cost as much as the job's.
-        if hold:
-            self._held.append(eid)
-        if not hold or len(self._held) > HELD:
-            self._acks.append(self._held.popleft() if hold else eid)
+    def cancel(self, eid: str) -> None:
+        """Ask the agent to kill an execution, once it has all of it; its result follows."""
+        if (run := self.active.get(eid)) is not None:
+            run.is_cancelled = True
+            if run.is_sent and not (self._channel.is_waited_for or self._channel.closed):
+                self._channel.send(frames.encode("cancel", id=eid))
 
     def acks(self) -> list[str]:
         """Return the results that the agent may forget, to be sent at once."""
@@ -116,3 +138,23 @@ class Runs:
                 run.done.set_exception(ContainerLost(NOT_ARRIVED))
         self._acks += sorted(self._told & known.keys())  # said to a stream that may have been broken by then
         self._told.clear()
+
+    def fail(self, reason: str) -> None:
+        """Wait for no result any more."""
+        for run in self.active.values():
+            give_up(run.done, ContainerLost(reason))
+
+    def _arrived(self, eid: str, *, hold: bool) -> None:
+        """Note that a result arrived; the agent is to hold the last ones of those that are to be held."""
+        # Acknowledged with the next frame: a write of its own would cost as much as the job's.
+        if hold:
+            self._held.append(eid)
+        if not hold or len(self._held) > HELD:
+            self._acks.append(self._held.popleft() if hold else eid)
+
+    def _overdue(self, eid: str) -> None:
+        run = self.active[eid]
+        if run.overdue_at is None:
+            run.overdue_at = time.monotonic()
+        if not self._on_overdue(run.overdue_at):
+            run.timer = asyncio.get_running_loop().call_later(OVERDUE_STEP_S, self._overdue, eid)

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import frames
-from orchestrator.container import AGENT_VERSION
 from orchestrator.engine import Engine, Receiver, Seen, Spec, Wire
 from orchestrator.errors import EngineError
+from orchestrator.greeting import AGENT_VERSION
 
 LANGUAGES = {"python": {"handlers": True}, "shell": {"handlers": False}}
 

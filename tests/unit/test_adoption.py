@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry
 
 from orchestrator.adoption import adopt
 from orchestrator.channel import Channel
-from orchestrator.container import AGENT_VERSION, Container
+from orchestrator.container import Container
 from orchestrator.egress.border import Border
 from orchestrator.egress.outlet import Outlet
 from orchestrator.egress.policy import Denied, Policy
@@ -29,6 +29,7 @@ from orchestrator.errors import (
     Unavailable,
 )
 from orchestrator.frames import LINE_LIMIT, AnyAgentFrame, Result
+from orchestrator.greeting import AGENT_VERSION
 from orchestrator.metrics import Metrics
 from orchestrator.models import AllowedHost, Execution, ExecutionRequest, NetworkRules, SessionPatch, SessionRequest
 from orchestrator.pool import Pool

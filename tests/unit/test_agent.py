@@ -15,11 +15,12 @@ import pytest
 
 import frames as agent_frames
 from orchestrator import frames, isolation
-from orchestrator.container import AGENT_VERSION, Container
+from orchestrator.container import Container
 from orchestrator.engine import Spec, Wire
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ContainerLost, IsolationError
 from orchestrator.executions import Record, job_of, lambda_context, note_of
+from orchestrator.greeting import AGENT_VERSION
 from orchestrator.models import Execution, ExecutionRequest, Stream
 
 MIB = 1 << 20

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import container as container_module
-from orchestrator import observer, reconciler, runs
+from orchestrator import greeting, observer, reconciler, runs
 from orchestrator.errors import ContainerLost, EngineAway, SessionEnded, Unavailable
 from orchestrator.models import OneShotRequest, SessionPatch
 from tests.fake_engine import FakeEngine
@@ -27,7 +26,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
         (reconciler, "ATTACH_PAUSE_S", 0.01),
         (reconciler, "ATTACH_S", 0.1),
         (runs, "CATCH_UP_S", 0.05),
-        (container_module, "OVERDUE_STEP_S", 0.01),
+        (runs, "OVERDUE_STEP_S", 0.01),
     ):
         monkeypatch.setattr(module, name, value)
 
@@ -316,12 +315,12 @@ async def test_missed_heartbeats_are_not_held_against_an_agent_while_the_engine_
         agent = house.agent(session)
         end = silence(house)
         agent.mute = True
-        await until(lambda: session.container.missed_beats > 10)
+        await until(lambda: session.container.heartbeat.missed > 10)
         assert house.sessions.get("s") is session
         end()
         agent.mute = False
-        agent.say("pong", number=session.container._pings)
-        await until(lambda: session.container.missed_beats == 0)
+        agent.say("pong", number=session.container.heartbeat._pings)
+        await until(lambda: session.container.heartbeat.missed == 0)
         assert (await house.execute("s")).outcome == "ok"
         agent.mute = True
         await until(lambda: "s" not in house.sessions.held)
@@ -359,7 +358,7 @@ async def test_patience_with_a_silent_engine_has_an_end(monkeypatch: pytest.Monk
 async def test_a_bind_that_is_not_answered_leaves_neither_session_nor_container(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(container_module, "BIND_S", 0.05)
+    monkeypatch.setattr(greeting, "BIND_S", 0.05)
     async with house_of().running() as house:
         chosen = house.pool.ready[0].name
         house.stage.agents[chosen].mute = True

@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 import frames as agent_frames
 from orchestrator import frames
 from orchestrator.channel import Channel
-from orchestrator.container import AGENT_VERSION, Container
+from orchestrator.container import Container
 from orchestrator.engine import Spec
 from orchestrator.errors import ContainerLost, EngineError
 from orchestrator.frames import AnyAgentFrame, Bound, Fault, Hello, Known, Output, Pong, Result, StdinTaken
+from orchestrator.greeting import AGENT_VERSION
 from orchestrator.output import STREAMS
 from tests.fake_engine import Played, Stage
 
@@ -423,7 +424,7 @@ async def test_heartbeats_are_counted_and_one_ping_is_out_at_a_time(scene: Scene
     await settle()
     assert scene.container.beat()
     assert [scene.container.beat() for _ in range(2)] == [False, False]
-    assert scene.container.missed_beats == 2
+    assert scene.container.heartbeat.missed == 2
     assert scene.agent.heard.count("ping") == 2
 
 
