@@ -9,7 +9,8 @@ from orchestrator import frames
 from orchestrator.channel import AGAIN_S, NOT_ASKED, Channel, give_up
 from orchestrator.errors import ContainerLost, EngineError, SandboxError, Unavailable
 
-AGENT_VERSION = 10
+AGENT_VERSION = 11
+UNFIT = "The agent in the image does not fit this orchestrator: build the image anew"
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 
 
@@ -26,10 +27,10 @@ class Greeting:
         """Greet the agent; one that is new prepares itself for these limits. EngineError for one of another version."""
         self._hello = asyncio.get_running_loop().create_future()
         self._nonce = secrets.token_hex(8)
-        self._channel.send(frames.encode("hello", nonce=self._nonce, limits=limits))
+        self._channel.send(frames.encode("hello", version=AGENT_VERSION, nonce=self._nonce, limits=limits))
         hello = await self._hello
         if hello.nonce != self._nonce or hello.version != AGENT_VERSION:
-            raise EngineError("The agent in the image does not fit this orchestrator: build the image anew")
+            raise EngineError(UNFIT)
         return hello
 
     async def bind(self, session: str, kept: dict[str, Any]) -> str:

@@ -28,7 +28,8 @@ from streams import Streams
 from sweeps import Sweeps
 from terminal import Terminals
 
-VERSION = 10
+VERSION = 11
+UNFIT = "The agent in the image does not fit this orchestrator: build the image anew"
 REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
 
 
@@ -86,6 +87,8 @@ class Agent:
         if self._canary is not None:
             self._greet()
         elif not hasattr(self, "_sandboxes"):
+            if frame.get("version") != VERSION:  # it may name limits that are unknown here
+                self._fail(UNFIT)
             self._configure(frame["limits"])
 
     def _on_ping(self, frame: Frame) -> None:

@@ -17,6 +17,7 @@ from orchestrator import frames, settings
 from orchestrator.channel import Channel
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.frames import AnyAgentFrame, Hello, Output, Result
+from orchestrator.greeting import AGENT_VERSION
 from orchestrator.recipes import limits_of, recipes, spec_of
 from tests.attack.after import quantile
 from tests.attack.cases import Failed, check
@@ -218,7 +219,7 @@ async def tear(chosen: settings.Settings) -> None:
     limits = limits_of(chosen, recipe)
     wire = await engine.start(spec, ear.channel)
     ear.channel.open(wire)
-    ear.channel.send(frames.encode("hello", nonce="0", limits=limits))
+    ear.channel.send(frames.encode("hello", version=AGENT_VERSION, nonce="0", limits=limits))
     await ear.until(Hello)
     job = {"code": "import time\nfor n in range(4): print(n); time.sleep(0.5)", "timeout_s": 30.0}
     ear.channel.send(frames.encode("execute", id="e1", job=job))
@@ -231,7 +232,7 @@ async def tear(chosen: settings.Settings) -> None:
         ear = Ear()
         wire = await engine.attach(spec.name, ear.channel)
         ear.channel.open(wire)
-        ear.channel.send(frames.encode("hello", nonce=str(number + 1), limits=limits))
+        ear.channel.send(frames.encode("hello", version=AGENT_VERSION, nonce=str(number + 1), limits=limits))
         hello = await ear.until(Hello)
         assert isinstance(hello, Hello)
         check(hello.nonce == str(number + 1), "the agent answered another client")

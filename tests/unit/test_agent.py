@@ -14,13 +14,13 @@ import msgspec
 import pytest
 
 import frames as agent_frames
-from orchestrator import frames, isolation
+from orchestrator import frames, greeting, isolation
 from orchestrator.container import Container
 from orchestrator.engine import Spec, Wire
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ContainerLost, IsolationError
 from orchestrator.executions import Record, job_of, lambda_context, note_of
-from orchestrator.greeting import AGENT_VERSION
+from orchestrator.greeting import AGENT_VERSION, UNFIT
 from orchestrator.models import Execution, ExecutionRequest, Stream
 
 MIB = 1 << 20
@@ -850,11 +850,14 @@ class Driver:
         self.name = ""
         self.wire: Wire
 
-    async def start(self) -> None:
+    async def attach(self) -> None:
         own = spec()
         self.name = own.name
         self.wire = await self._engine.start(own, self)
-        self.send("hello", nonce="n1", limits=LIMITS)
+
+    async def start(self) -> None:
+        await self.attach()
+        self.send("hello", version=AGENT_VERSION, nonce="n1", limits=LIMITS)
         await self.expect("hello")
 
     def received(self, data: bytes) -> None:
@@ -902,9 +905,40 @@ def job(code: str, timeout_s: float = 10.0) -> dict[str, Any]:
 
 
 async def test_hello_comes_with_version_nonce_and_findings_and_again_when_asked(driver: Driver) -> None:
-    driver.send("hello", nonce="n2", limits=LIMITS)
+    driver.send("hello", version=AGENT_VERSION, nonce="n2", limits=LIMITS)
     [hello] = await driver.expect("hello")
     assert (hello["version"], hello["nonce"], hello["canary"]["uid"]) == (AGENT_VERSION, "n2", 1000)
+
+
+@pytest.mark.parametrize("facts", [{"version": AGENT_VERSION + 1}, {}], ids=["another", "none, as before version 11"])
+async def test_an_orchestrator_of_another_version_is_told_to_build_the_image_anew(
+    engine: LocalEngine, facts: dict[str, int]
+) -> None:
+    """And not that a limit is unknown."""
+    fresh = Driver(engine)
+    await fresh.attach()
+    fresh.send("hello", nonce="n", limits=LIMITS | {"unheard_of": 1}, **facts)
+    assert await fresh.expect("fault") == [{"type": "fault", "message": UNFIT}]
+    async with asyncio.timeout(SOON_S):
+        await fresh.ended.wait()
+    assert fresh.complaints.decode().splitlines() == [UNFIT]
+    await engine.remove(fresh.name)
+
+
+async def test_a_container_whose_agent_is_of_another_version_says_what_to_do(
+    engine: LocalEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(greeting, "AGENT_VERSION", AGENT_VERSION + 1)
+    with pytest.raises(ContainerLost) as caught:
+        await boot(engine)
+    assert caught.value.detail == UNFIT
+
+
+async def test_an_agent_that_serves_answers_an_orchestrator_of_another_version_and_goes_on(driver: Driver) -> None:
+    driver.send("hello", version=AGENT_VERSION + 1, nonce="n", limits={"unheard_of": 1})
+    [hello] = await driver.expect("hello")
+    assert hello["version"] == AGENT_VERSION
+    await driver.quiet()
 
 
 async def test_the_first_session_counts_and_its_kept_facts_are_replaced_and_told(engine: LocalEngine) -> None:
@@ -913,7 +947,7 @@ async def test_the_first_session_counts_and_its_kept_facts_are_replaced_and_told
     for session, kept in (("first", {"n": 1}), ("second", {"n": 2}), ("first", {"n": 3})):
         fresh.send("bind", session=session, kept=kept)
     assert await fresh.expect("bound", "bound", "bound") == [{"type": "bound", "session": "first"}] * 3
-    fresh.send("hello", nonce="n", limits=LIMITS)
+    fresh.send("hello", version=AGENT_VERSION, nonce="n", limits=LIMITS)
     [hello] = await fresh.expect("hello")
     assert (hello["session"], hello["kept"]) == ("first", {"n": 3})
     assert 0 <= hello["kept_age_s"] < SOON_S
@@ -926,7 +960,7 @@ async def test_a_result_is_kept_until_acknowledged_and_sent_again_from_any_numbe
     first = await driver.expect("output", "output", "output", "result")
     assert [frame["seq"] for frame in first] == [1, 2, 3, 3]
     assert [base64.b64decode(frame["data"]) for frame in first[:3]] == [b"0", b"1", b"2"]
-    driver.send("hello", nonce="n", limits=LIMITS)
+    driver.send("hello", version=AGENT_VERSION, nonce="n", limits=LIMITS)
     [hello] = await driver.expect("hello")
     [known] = hello["executions"]
     assert 0.1 < known.pop("age_s") < SOON_S
@@ -950,7 +984,7 @@ async def test_a_running_execution_survives_an_early_acknowledgement_and_a_resyn
     await driver.expect("result")
     driver.send("ack", acks=["long"])
     driver.send("ack", acks=["early"])
-    driver.send("hello", nonce="n", limits=LIMITS)
+    driver.send("hello", version=AGENT_VERSION, nonce="n", limits=LIMITS)
     [hello] = await driver.expect("hello")
     assert [(known["id"], known["done"]) for known in hello["executions"]] == [("long", False)]
     driver.send("resync", id="long", seq=0)
