@@ -103,6 +103,8 @@ class Execution:
         stdin = None if self.launcher is None else self.launcher.program.stdin
         if self.result is not None or not self._stdin_open or (stdin is not None and stdin.ended):
             return "closed"
+        if data and self.launcher is not None and not self.launcher.reads_stdin():
+            return "closed"
         if data and len(data) + (len(self._early_stdin) if stdin is None else stdin.waiting) > STDIN_LIMIT:
             return "full"
         self._stdin_open = not close

@@ -29,6 +29,11 @@ class Inlet:
         return sum(map(len, self._pending))
 
     @property
+    def name(self) -> str:
+        """The pipe as /proc names it."""
+        return f"pipe:[{os.fstat(self._fd).st_ino}]"
+
+    @property
     def ended(self) -> bool:
         """Whether nothing more goes in."""
         return self._ended or self._fd == CLOSED

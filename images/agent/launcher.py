@@ -16,7 +16,7 @@ from inlet import CLOSED
 from languages import Language
 from layout import ARGS_FD, SECCOMP_FD, STATUS_FD, Layout
 from loop import Loop
-from proc import descendants, running_s, signal_of, usage, wait, write
+from proc import descendants, is_read, running_s, signal_of, usage, wait, write
 from program import Program, read
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
@@ -123,6 +123,12 @@ class Launcher:
     def pids(self) -> list[int]:
         """Return the sandbox's init and all living processes below it."""
         return [] if self._init_pid is None else [self._init_pid, *descendants(self._init_pid)]
+
+    def reads_stdin(self) -> bool:
+        """Tell whether anything in the sandbox has its stdin open. bwrap has it always: the pipe does not break."""
+        if self._init_pid is None or self._program_fd == CLOSED:
+            return True
+        return is_read(self.program.stdin.name, self._init_pid, self._program_pid)
 
     # --- boot
 

@@ -65,6 +65,10 @@ class Seatbelt:
         with suppress(ProcessLookupError, PermissionError):  # macOS: EPERM for a group of dead processes
             os.killpg(self._pid, signal.SIGKILL)
 
+    def reads_stdin(self) -> bool:
+        """Tell whether stdin is open, as far as that is known: a pipe that nobody reads breaks by itself."""
+        return True
+
     def _spawn(self, argv: list[str], workspace: Path, tmp: Path) -> None:
         environment = {"PATH": "/usr/local/bin:/usr/bin:/bin", "HOME": str(workspace), "TMPDIR": str(tmp)}
         actions = [(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in self.program.child_ends.items()]

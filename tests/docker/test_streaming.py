@@ -192,3 +192,15 @@ def test_stdin_reaches_code_in_a_container(docker_service: Live, session: str) -
     until(lambda: client.get(path).json()["stdout"] == "500001\n")
     assert client.post(f"{path}/stdin", json={"close": True}).status_code == 204
     until(lambda: client.get(path).json()["outcome"] == "ok")
+
+
+def test_text_for_code_that_closed_its_own_stdin_is_refused(docker_service: Live, session: str) -> None:
+    """The agent looks from outside of the sandbox, without rights."""
+    client = docker_service.client
+    command = "exec 0<&-; touch closed; sleep 300"
+    path = client.post(session, json={"command": command, "stdin_open": True}, headers=ASYNC).headers["Location"]
+    wait = {"command": "while [ ! -e closed ]; do sleep 0.01; done"}
+    assert client.post(session, json=wait).json()["outcome"] == "ok"
+    answer = client.post(f"{path}/stdin", json={"text": "x"})
+    assert (answer.status_code, answer.json()["code"]) == (409, "stdin_closed")
+    client.delete(path)

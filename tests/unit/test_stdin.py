@@ -102,6 +102,57 @@ def test_what_was_closed_takes_no_more(client: httpx.Client, session: str) -> No
     client.delete(path)
 
 
+CLOSERS = [
+    ("code", {"code": "import os, time\nos.close(0)\nprint('x', flush=True)\ntime.sleep(300)"}),
+    ("a shell", {"command": "exec 0<&-; echo x; sleep 300"}),
+    (
+        "beside a dead child",
+        {"code": "import os, time\nos.fork() or os._exit(0)\nos.close(0)\nprint('x', flush=True)\ntime.sleep(300)"},
+    ),
+]
+
+
+@pytest.mark.parametrize("body", [pytest.param(body, id=name) for name, body in CLOSERS])
+def test_code_that_closed_its_own_stdin_takes_no_more(client: httpx.Client, session: str, body: dict[str, str]) -> None:
+    path = begin(client, session, **body)
+    shown(client, path, "x\n")
+    refused(send(client, path, "y"), 409, "stdin_closed")
+    sent(client, path, close=True)
+    client.delete(path)
+
+
+FROM_A_THREAD = """
+import os, subprocess, threading
+made = []
+thread = threading.Thread(target=lambda: made.append(subprocess.Popen(["cat"], stdin=0)) or done.wait())
+done = threading.Event()
+thread.start()
+while not made: pass
+os.close(0)
+print("x", flush=True)
+made[0].wait()
+done.set()
+"""
+HEIRS = [
+    ("a child", {"command": "cat <&0 & exec 0<&-; echo x; wait"}),
+    ("a thread's child", {"code": FROM_A_THREAD}),
+    ("an orphan", {"command": "(cat <&0 &); exec 0<&-; echo x; while [ ! -e end ]; do sleep 0.01; done"}),
+    (
+        "another number",
+        {"code": "import os\nos.dup2(0, 9)\nos.close(0)\nprint('x', flush=True)\nos.write(1, os.read(9, 9))"},
+    ),
+]
+
+
+@pytest.mark.parametrize("body", [pytest.param(body, id=name) for name, body in HEIRS])
+def test_what_inherited_a_stdin_is_sent_its_text(client: httpx.Client, session: str, body: dict[str, str]) -> None:
+    path = begin(client, session, **body)
+    shown(client, path, "x\n")
+    sent(client, path, "text\n", close=True)
+    shown(client, path, "x\ntext\n")
+    client.post(session, json={"command": "touch end"})
+
+
 def test_only_an_execution_that_asked_for_it_has_an_open_stdin(client: httpx.Client, session: str) -> None:
     path = begin(client, session, command="sleep 300", stdin_open=False)
     assert "without `stdin_open`" in refused(send(client, path, "x"), 409, "stdin_closed")
