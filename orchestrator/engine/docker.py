@@ -15,25 +15,22 @@ from typing import Any, TypeVar
 
 import docker
 import docker.errors
-import docker.types
 import docker.utils
 import requests.exceptions
 
 from orchestrator.engine import EngineCall, Receiver, Seen, Spec, Wire
 from orchestrator.engine.attach import attach
 from orchestrator.engine.files import images_dir
+from orchestrator.engine.options import container_options, lock_options
 from orchestrator.errors import EngineAway, EngineError, ImageMissing, NameTaken
 
 T = TypeVar("T")
 THREADS = 16
 OLDEST = (20, 10)
 AGENT = ["python3", "-I", "-S", "-u", "/opt/sandbox/agent"]
-PIDS = 160
-FILES = 1024
-INODES = 4096
 GONE = 404
 CONFLICT = 409  # "removal of container ... is already in progress"
-LOCK_PIDS, LOCK_BYTES, NOBODY = 16, 64 << 20, "65534:65534"
+NOBODY = "65534:65534"
 GOING_LOOKS, GOING_S = 20, 0.1
 INSTANCE_LABEL = "sandbox.instance"
 
@@ -152,18 +149,7 @@ class DockerEngine:
 
     async def hold(self, name: str, image: str, command: list[str], labels: dict[str, str], receiver: Receiver) -> Wire:
         def create() -> None:
-            host = self._api.create_host_config(
-                network_mode="none",
-                read_only=True,
-                cap_drop=["ALL"],
-                security_opt=["no-new-privileges:true"],
-                init=True,
-                pids_limit=LOCK_PIDS,
-                mem_limit=LOCK_BYTES,
-                memswap_limit=LOCK_BYTES,
-                log_config=docker.types.LogConfig(type="none"),
-                auto_remove=True,
-            )
+            host = self._api.create_host_config(**lock_options())
             # Not `detach`: so it has StdinOnce, and its stdin ends with its only client.
             self._api.create_container(
                 image,
@@ -247,29 +233,7 @@ class DockerEngine:
     def _create(self, spec: Spec) -> None:
         """Create the container; docs/architecture.md ("The container") has the reason for each option."""
         user = f"{spec.uid}:{spec.uid}"
-        profile = [] if spec.apparmor_profile is None else [f"apparmor={spec.apparmor_profile}"]
-
-        def tmpfs(size: int) -> str:
-            return f"rw,nosuid,nodev,exec,size={size},nr_inodes={INODES},uid={spec.uid},gid={spec.uid},mode=0700"
-
-        host = self._api.create_host_config(
-            network_mode="none",
-            read_only=True,
-            cap_drop=["ALL"],
-            security_opt=["no-new-privileges:true", f"seccomp={self._seccomp}", *profile],
-            init=True,
-            pids_limit=PIDS,
-            mem_limit=spec.memory_bytes,
-            memswap_limit=spec.memory_bytes,
-            nano_cpus=int(min(spec.cpus, self._cpus) * 1e9),
-            ulimits=[
-                docker.types.Ulimit(name="core", soft=1, hard=1),  # 1 also stops dumps into a pipe; core(5)
-                docker.types.Ulimit(name="nofile", soft=FILES, hard=FILES),
-            ],
-            log_config=docker.types.LogConfig(type="none"),
-            tmpfs={"/workspace": tmpfs(spec.workspace_bytes), "/scratch": tmpfs(spec.scratch_bytes)},
-            runtime=spec.runtime,
-        )
+        host = self._api.create_host_config(**container_options(spec, cpus=self._cpus, seccomp=self._seccomp))
         # docker-py has no parameter for these: bwrap must be able to mount a fresh /proc.
         host |= {"MaskedPaths": [], "ReadonlyPaths": []}
         self._api.create_container(

@@ -27,7 +27,7 @@ FLOORS = {
     "models models.contexts models.events models.executions models.files models.network models.operations "
     "models.sessions models.terminals models.terms",
     1: "frames languages log metrics traces output turns",
-    2: "engine engine.files engine.attach engine.docker engine.local isolation channel greeting feeds heartbeat streams contexts cells runs container files terminal recipes "
+    2: "engine engine.files engine.attach engine.options engine.docker engine.local isolation channel greeting feeds heartbeat streams contexts cells runs container files terminal recipes "
     "egress egress.addresses egress.policy egress.resolve egress.border egress.relay egress.http egress.socks egress.seal "
     "egress.serve egress.outlet",
     3: "pool bundle executions session admission stdin events work sessions packages functions unpack warm invocations",
