@@ -8,9 +8,10 @@ from typing import Any
 
 import structlog
 
+from orchestrator.attachments import Attachments
 from orchestrator.container import Container
 from orchestrator.engine import Engine, Spec
-from orchestrator.errors import EngineAway, EngineError, SandboxError
+from orchestrator.errors import EngineError
 from orchestrator.metrics import Metrics
 from orchestrator.observer import Observer
 from orchestrator.plan import Plan, PoolView, View, plan
@@ -23,9 +24,6 @@ from orchestrator.starts import Starts
 log = structlog.get_logger()
 ORPHAN_AGE_S = 60.0
 END_S = 10.0  # how long the end of the service waits for containers to be removed
-ATTACH_S = 5.0  # one try to attach again
-ATTACH_TRIES = 5
-ATTACH_PAUSE_S = 0.2
 
 
 class Reconciler:
@@ -51,11 +49,11 @@ class Reconciler:
             wake=self.wake,
             spawn=self._spawn,
         )
+        self.attachments = Attachments(engine, pools, metrics, self.observer, spawn=self._spawn)
         self._settings = settings
         self._engine = engine
         self._pools = pools
         self._metrics = metrics
-        self._attaching: set[str] = set()
         self._strangers: dict[str, float] = {}
         self._woken = asyncio.Event()
 
@@ -82,7 +80,7 @@ class Reconciler:
             output_limit=self._settings.max_output,
             display_limit=self._settings.max_display,
             on_lost=lambda _: self.wake(),
-            on_broken=self._broken if self._engine.reattaches else None,
+            on_broken=self.attachments.broken if self._engine.reattaches else None,
             blames_agent=self.observer.blames_agent,
         )
         self.known[spec.name] = container
@@ -177,7 +175,7 @@ class Reconciler:
                 strangers={name: now - since for name, since in self._strangers.items() if name not in names},
                 older=frozenset() if answer is None else answer.ready,
                 seen=None if answer is None else answer.seen,
-                broken=frozenset(one.name for one in broken if one.lost_reason is None) - self._attaching,
+                broken=frozenset(one.name for one in broken if one.lost_reason is None) - self.attachments.trying,
                 given_up=frozenset(self.starts.given_up),
                 room=self._settings.max_containers - self.occupied,
                 max_age_s=self._settings.max_age_seconds,
@@ -202,8 +200,7 @@ class Reconciler:
         for name in made.orphans:
             self.removals.begin(name, "orphan")
         for name in made.again:
-            self._attaching.add(name)
-            self._spawn(self._attach_again(self.known[name]))
+            self.attachments.begin(self.known[name])
         for template, count in made.start.items():
             for _ in range(count):
                 taken = {container.spec.uid for container in self.known.values()}
@@ -219,34 +216,6 @@ class Reconciler:
         self.known.pop(name, None)
         self._strangers.pop(name, None)
         self.wake()
-
-    def _broken(self, container: Container) -> None:
-        """The stream of a container ended: whether the container did as well, the engine knows."""
-        if container.name not in self._attaching:
-            self.observer.hurry()
-
-    async def _attach_again(self, container: Container) -> None:
-        begun = container.broken_at or 0.0
-        try:
-            async with asyncio.timeout(ATTACH_S):
-                await container.attach_again(self._engine)
-        except (SandboxError, TimeoutError) as error:
-            reason = str(error) or "the agent did not answer"
-            container.tries += not isinstance(error, EngineAway)
-            if container.tries >= ATTACH_TRIES:
-                container.lose(f"{container.broken_reason}; attached again in vain: {reason}")
-            self.observer.hurry(ATTACH_PAUSE_S)
-        except Exception:  # whatever it was, only this container is lost by it
-            log.exception("container_attach_broke", container=container.name)
-            container.lose(container.broken_reason)
-        else:
-            if container.is_usable:
-                lasted_s = round(time.monotonic() - begun, 3)
-                log.info("container_attached_again", container=container.name, broken_s=lasted_s)
-                self._metrics.attached_again.inc()
-                self._pools[container.template].offer(container)
-        finally:
-            self._attaching.discard(container.name)
 
     async def _beat(self) -> None:
         """Ping every agent; one that stays silent makes its container lost, unless the engine is silent as well."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator import greeting, observer, reconciler, runs
+from orchestrator import attachments, greeting, observer, runs
 from orchestrator.errors import ContainerLost, EngineAway, SessionEnded, Unavailable
 from orchestrator.models import OneShotRequest, SessionPatch
 from tests.fake_engine import FakeEngine
@@ -23,8 +23,8 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, name, value in (
         (observer, "TROUBLED_S", 0.01),
         (observer, "SETTLE_S", 0.05),
-        (reconciler, "ATTACH_PAUSE_S", 0.01),
-        (reconciler, "ATTACH_S", 0.1),
+        (attachments, "PAUSE_S", 0.01),
+        (attachments, "ATTACH_S", 0.1),
         (runs, "CATCH_UP_S", 0.05),
         (runs, "OVERDUE_STEP_S", 0.01),
     ):
@@ -241,7 +241,7 @@ async def test_an_agent_that_does_not_answer_to_a_new_stream_is_given_up_after_s
         house.agent(session).mute = True
         house.agent(session).cut()
         await until(lambda: "s" not in house.sessions.held)
-        assert house.engine.attached == [session.container.name] * reconciler.ATTACH_TRIES
+        assert house.engine.attached == [session.container.name] * attachments.TRIES
 
 
 async def test_an_agent_that_says_it_serves_another_session_is_lost() -> None:

@@ -31,7 +31,7 @@ FLOORS = {
     "egress egress.addresses egress.policy egress.resolve egress.border egress.relay egress.http egress.socks egress.seal "
     "egress.serve egress.outlet",
     3: "pool bundle executions session admission stdin events work sessions packages functions unpack warm invocations",
-    4: "backoff observer plan removals starts reconciler adoption lock",
+    4: "backoff observer plan removals starts attachments reconciler adoption lock",
     5: "service",
     6: "api api.guard api.problems api.bodies api.protocol api.waiting "
     "api.paths api.files api.contexts api.terminal api.sockets api.events "
