@@ -14,7 +14,8 @@ import msgspec
 import pytest
 import yaml
 
-from orchestrator import __version__, cli, settings
+from orchestrator import __version__, settings
+from orchestrator.cli import run, steps
 from orchestrator.models import Execution, ExecutionError
 from tests.live import POLL_S, Live, environment, free_port, open_folder, start
 
@@ -140,10 +141,10 @@ def test_the_value_may_go_to_a_file(console: Console) -> None:
 
 @pytest.mark.parametrize("value", [{"b": [1, {"a": None}], "a": "é"}, "text", None, [], 1.5])
 def test_every_format_can_be_read_back(value: object) -> None:
-    assert json.loads(cli.render(value, "json")) == value
-    assert json.loads(cli.render(value, "pretty")) == value
-    assert yaml.safe_load(cli.render(value, "yaml")) == value
-    assert cli.render(value, "json").count("\n") == 1
+    assert json.loads(run.render(value, "json")) == value
+    assert json.loads(run.render(value, "pretty")) == value
+    assert yaml.safe_load(run.render(value, "yaml")) == value
+    assert run.render(value, "json").count("\n") == 1
 
 
 @pytest.mark.parametrize(
@@ -174,7 +175,7 @@ def test_without_quiet_a_traceback_is_shown_too(console: Console) -> None:
     [("ok", 0), ("error", 1), ("oom", 1), ("killed", 1), ("output_limit", 1), ("timeout", 124), ("lost", 3)],
 )
 def test_every_outcome_has_its_exit_code(outcome: str, expected: int) -> None:
-    assert cli.EXIT_CODES.get(outcome, cli.CODE_FAILED) == expected
+    assert run.EXIT_CODES.get(outcome, steps.CODE_FAILED) == expected
 
 
 @pytest.mark.parametrize(
@@ -191,7 +192,7 @@ def test_every_outcome_has_its_exit_code(outcome: str, expected: int) -> None:
 def test_a_missing_value_is_explained_in_a_line(facts: dict[str, object], expected: str) -> None:
     blank = {"id": "e", "session_id": "s", "started_at": "2030-01-01T00:00:00Z", "language": "python"}
 
-    assert cli.explain(msgspec.convert(blank | facts, Execution)) == expected
+    assert run.explain(msgspec.convert(blank | facts, Execution)) == expected
 
 
 @pytest.mark.parametrize(
