@@ -138,7 +138,7 @@ def suffer(own: Live, other: str, what: str, outcome: str) -> None:
 
     thread = threading.Thread(target=listen)
     thread.start()
-    while thread.is_alive():
+    while thread.is_alive() or not times:  # a lie may be over before the first look
         begun = time.monotonic()
         own.is_usable(other)
         times.append(time.monotonic() - begun)
