@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from mcp.client import Client
 from mcp.client.streamable_http import streamable_http_client
 
 from orchestrator import errors, models, settings
-from tests.live import Live, environment
+from tests.live import Live, environment, serve
+from tests.wheels import write_wheel
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
+CHINESE = ROOT / "README_zh.md"
 API = (ROOT / "docs" / "api.md").read_text()
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 MEASURED = {"execution_time", "metrics"}  # of the seed's result: different each time
@@ -46,6 +49,33 @@ headers = dict(header.split(": ", 1) for header in given.H)
 request = urllib.request.Request(given.url, given.d.encode() or None, headers, method=given.X)
 print(urllib.request.urlopen(request, timeout=30).read().decode(), end="")
 """
+
+
+NOT_RUN = re.compile(r"<!-- not run: \S.* -->\n\Z")
+SNIPPETS = ("bash", "sh", "shell", "console", "python")
+
+
+@pytest.fixture(scope="module")
+def wheels_service(state_dir: Path) -> Iterator[Live]:
+    """A service without keys whose containers find a package to install."""
+    folder = state_dir / "wheels-of-documents"
+    folder.mkdir()
+    write_wheel(folder, "requests", "2.0", "")
+    folder.chmod(0o755)
+    for path in folder.iterdir():
+        path.chmod(0o644)
+    (state_dir / "documents.toml").write_text(f'[python]\nwheels = "{folder}"\n')
+    more = {"templates_file": str(state_dir / "documents.toml"), "uid_base": "190200"}
+    with serve(state_dir, instance="test-docs", engine="local", **more) as live:
+        yield live
+
+
+def snippets(text: str) -> list[tuple[str, str]]:
+    """Return language and text of the shell and Python snippets that are not marked as not to be run."""
+    blocks = re.finditer(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [
+        (block[1], block[2]) for block in blocks if block[1] in SNIPPETS and not NOT_RUN.search(text[: block.start()])
+    ]
 
 
 def fences(text: str, language: str) -> list[str]:
@@ -101,13 +131,18 @@ def test_the_readmes_curl_examples_print_what_it_says(local_service: Live, tmp_p
 
 
 def test_the_readmes_sdk_examples_are_whole_scripts_that_print_what_they_say(
-    local_service: Live, tmp_path: Path
+    wheels_service: Live, tmp_path: Path
 ) -> None:
-    said = []
+    """A line ends with what it prints, as a comment."""
     for example in fences(README, "python"):
-        (tmp_path / "example.py").write_text(here(local_service, example))
-        said.append(run(local_service, [sys.executable, "-W", "error", "example.py"], tmp_path))
-    assert ["Hello from sandbox!\n\n", "5\n", '{"hello":"you","from":"greet"}\n'] == said
+        (tmp_path / "example.py").write_text(here(wheels_service, example))
+        printed = run(wheels_service, [sys.executable, "-W", "error", "example.py"], tmp_path)
+        comments = re.findall(r"^ *print\(.*\)  # (.*)$", example, re.MULTILINE)
+        assert comments
+        said = (
+            "\n".join(comments).replace("0, 1, 2", "0\n1\n2").replace('"Hello from sandbox!"', "Hello from sandbox!\n")
+        )
+        assert said == printed.removesuffix("\n")
 
 
 def test_the_readmes_command_line_prints_the_value(local_service: Live, tmp_path: Path) -> None:
@@ -119,12 +154,55 @@ async def test_the_readmes_mcp_configuration_leads_to_the_tools(local_service: L
     _, shown = fences(README, "json")
     (server,) = json.loads(here(local_service, shown))["mcpServers"].values()
     async with (
-        httpx2.AsyncClient(headers=server["headers"], trust_env=False) as http,
+        httpx2.AsyncClient(headers=server["headers"], trust_env=False, timeout=60) as http,
         Client(streamable_http_client(server["url"], http_client=http)) as client,
     ):
         tools = {tool.name for tool in (await client.list_tools()).tools}
     documented = section(API, "## Model Context Protocol")
     assert {f"`{name}`" for name in tools} == set(first_cells(documented)[1:])
+
+
+def test_the_readmes_snippets_are_those_that_its_tests_run_or_marked() -> None:
+    """All Python, the two calls of curl, and the command line."""
+    shell = [text for language, text in snippets(README) if language != "python"]
+    assert all(text.startswith("curl") or "orchestrator run" in text for text in shell)
+    assert fences(README, "python") == [text for language, text in snippets(README) if language == "python"]
+
+
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if path not in (ROOT / "README.md", CHINESE)], ids=lambda path: path.name
+)
+def test_the_snippets_of_the_documents_run(document: Path, wheels_service: Live, tmp_path: Path) -> None:
+    """In their order, and each from where the one before it left off."""
+    for language, text in snippets(document.read_text()):
+        assert language in ("bash", "python")
+        command = ["bash", "-e", "-c"] if language == "bash" else [sys.executable, "-W", "error", "-c"]
+        run(wheels_service, [*command, here(wheels_service, text)], tmp_path)
+
+
+def test_the_tour_answers_as_it_says(wheels_service: Live, tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "getting-started.md").read_text()
+    shell = [example for language, example in snippets(text) if language == "bash"]
+    printed = [run(wheels_service, ["bash", "-e", "-c", here(wheels_service, example)], tmp_path) for example in shell]
+    promised = re.findall(r'`("\w+":[^`]*)`', text)
+    assert [promise for promise in promised if not any(promise in answer for answer in printed)] == []
+    assert len(promised) == 3
+
+
+def shape(text: str) -> list[Any]:
+    """Return what a translation has in common with its original: levels of headings, blocks of code, rows of tables."""
+    code = re.findall(r"^(?:<!-- not run[^\n]*-->\n)?```.*?^```$", text, re.MULTILINE | re.DOTALL)
+    prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+    levels = [len(marks) for marks in re.findall(r"^(#+) ", prose, re.MULTILINE)]
+    links = sorted(re.sub(r"#.*", "", place) for place in re.findall(r"\]\(([^)]+)\)", prose) if "README" not in place)
+    named = sorted(set(re.findall(r"`(SANDBOX_\w+|(?:GET|POST|PUT|PATCH|DELETE|WebSocket)?[ ,`A-Z]*/\S*)`", prose)))
+    return [levels, [re.sub(r"<!-- not run.*-->", "<!-- not run -->", block) for block in code], links, named]
+
+
+def test_the_chinese_readme_keeps_step() -> None:
+    """Where it does not: translate what changed in README.md. The figures stand in that alone."""
+    for ours, theirs in zip(shape(README), shape(CHINESE.read_text()), strict=True):
+        assert ours == theirs
 
 
 def test_the_readmes_five_settings_have_their_names_and_defaults() -> None:
