@@ -5,7 +5,7 @@ import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, cast, get_type_hints
 
 import msgspec
 from msgspec import Meta
@@ -13,6 +13,7 @@ from msgspec import Meta
 from orchestrator.errors import SettingsError
 from orchestrator.hosts import BadPattern, Pattern, parse_pattern
 from orchestrator.models import ID_PATTERN, Language
+from orchestrator.variables import allowed, parse, shown
 
 PREFIX = "SANDBOX_"
 CLIENT = {"SANDBOX_URL", "SANDBOX_API_KEY"}  # what the SDK reads, and `orchestrator run`
@@ -248,68 +249,16 @@ def load(environ: Mapping[str, str]) -> Settings:
         if field not in hints:
             raise SettingsError(f"{variable} is no setting; see docs/configuration.md for those that are")
         try:
-            values[field] = _parse(text, hints[field])
+            values[field] = parse(text, hints[field])
         except (msgspec.ValidationError, ValueError) as error:
-            shown = "(hidden)" if field == "api_keys" else repr(text)
-            raise SettingsError(f"{variable}={shown} is not allowed: {error}; {allowed(hints[field])}") from None
+            said = "(hidden)" if field == "api_keys" else repr(text)
+            raise SettingsError(f"{variable}={said} is not allowed: {error}; {allowed(hints[field])}") from None
     if endpoint := environ.get(OTLP_ENDPOINT):
         values.setdefault("otlp_endpoint", endpoint)
     try:
         return msgspec.convert(values, Settings)
     except msgspec.ValidationError as error:
         raise SettingsError(str(error)) from None
-
-
-def _parse(text: str, kind: Any) -> Any:
-    plain = _plain(kind)
-    if _is_choice(plain):
-        number, table = get_args(plain)
-        return _parse(text, table if ":" in text else number)
-    if get_origin(plain) is dict:
-        pairs = [pair.partition(":") for pair in text.split(",") if pair]
-        if any(not separator for _, separator, _ in pairs):
-            raise ValueError("expected name:key pairs")
-        return msgspec.convert({name.strip(): key.strip() for name, _, key in pairs}, plain, strict=False)
-    if plain is bool:
-        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if text.lower() not in known:
-            raise ValueError("expected true or false")
-        return known[text.lower()]
-    value = msgspec.convert(text, kind, strict=False)
-    if isinstance(value, float) and value in (float("inf"), float("-inf")):
-        raise ValueError("expected a finite number")
-    return value
-
-
-def _is_choice(plain: Any) -> bool:
-    """Tell whether a setting is a number, or a number for each of some names."""
-    return get_origin(plain) is Union and type(None) not in get_args(plain)
-
-
-def _plain(kind: Any) -> Any:
-    while get_origin(kind) is Annotated:
-        kind = get_args(kind)[0]
-    return kind
-
-
-def allowed(kind: Any) -> str:
-    """Return in words what a setting's type takes."""
-    metas = [meta for meta in getattr(kind, "__metadata__", ()) if isinstance(meta, Meta)]
-    bounds = [
-        f"{word} {getattr(meta, name)}"
-        for meta in metas
-        for name, word in (("gt", "above"), ("ge", "at least"), ("le", "at most"))
-        if getattr(meta, name) is not None
-    ]
-    plain = _plain(kind)
-    if _is_choice(plain):
-        return " or ".join(map(allowed, get_args(plain)))
-    if get_origin(plain) is Literal:
-        return "one of " + ", ".join(get_args(plain))
-    words = {int: "a whole number", float: "a number", bool: "true or false"}
-    second = "number" if get_origin(plain) is dict and _plain(get_args(plain)[1]) is int else "key"
-    word = words.get(plain, f"`name:{second}` pairs separated by commas" if get_origin(plain) is dict else "text")
-    return " ".join([word, *bounds])
 
 
 def describe() -> list[tuple[str, str, str, str]]:
@@ -320,15 +269,5 @@ def describe() -> list[tuple[str, str, str, str]]:
         kind = hints[field.name]
         about = [meta.description for meta in kind.__metadata__ if isinstance(meta, Meta) and meta.description]
         default = field.default if field.default is not msgspec.NODEFAULT else cast(Any, field.default_factory)()
-        if isinstance(default, bool):
-            shown = str(default).lower()
-        else:
-            shown = (
-                ""
-                if default is None or default == {}
-                else f"{default:g}"
-                if isinstance(default, float)
-                else str(default)
-            )
-        rows.append((PREFIX + field.name.upper(), shown, allowed(kind), about[-1]))
+        rows.append((PREFIX + field.name.upper(), shown(default), allowed(kind), about[-1]))
     return rows

@@ -22,7 +22,7 @@ AGENT = ROOT / "images" / "agent"
 
 # Every module stands on a floor and imports from its own or a lower one. A new module is entered here.
 FLOORS = {
-    0: "orchestrator hosts errors settings exchange following remote "
+    0: "orchestrator hosts errors settings variables exchange following remote "
     "calls calls.call calls.contexts calls.executions calls.files calls.operations calls.running calls.sessions "
     "models models.contexts models.events models.executions models.files models.network models.operations "
     "models.sessions models.terminals models.terms",
