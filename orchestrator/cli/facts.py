@@ -17,16 +17,17 @@ def doctor(engine: str | None, style: str) -> None:
     At the end a real container is started, and what its self-test observed is listed layer by layer. The exit code is
     0 when sessions can be served with every layer that the engine requires, else 1.
     """
-    from orchestrator import doctor as examination
     from orchestrator import log
+    from orchestrator.doctor.examination import examine
+    from orchestrator.doctor.report import pretty
 
     chosen = load(engine=engine)
     log.configure("error", chosen.log_format)
     try:
-        report = run_to_end(examination.examine(chosen))
+        report = run_to_end(examine(chosen))
     except SandboxError as error:
         fail(error.detail, CODE_FAILED)
-    click.echo(msgspec.json.encode(report) if style == "json" else examination.pretty(report))
+    click.echo(msgspec.json.encode(report) if style == "json" else pretty(report))
     raise click.exceptions.Exit(0 if report.ok else CODE_FAILED)
 
 

@@ -34,7 +34,7 @@ def run_remote(fields: dict[str, Any], url: str, api_key: str | None, show: Show
 async def run_here(chosen: Settings, fields: dict[str, Any], show: Show | None) -> Execution:
     """Run in a container that is started for it. EngineError as soon as one fails to start."""
     from orchestrator import log
-    from orchestrator.doctor import beside
+    from orchestrator.beside import beside
     from orchestrator.service import Orchestrator
 
     log.configure("error", chosen.log_format)

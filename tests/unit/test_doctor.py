@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import doctor, isolation, settings
-from orchestrator.doctor import Finding
+from orchestrator import isolation, settings
+from orchestrator.beside import beside
+from orchestrator.doctor import examination, host
+from orchestrator.doctor.report import Finding, Report, pretty
 from orchestrator.engine.docker import DockerEngine
 from orchestrator.engine.local import LocalEngine
 from tests.live import environment, open_folder
@@ -47,14 +49,14 @@ HEALTHY: dict[str, str | None] = {
 def test_user_namespaces(
     clone: str | None, namespaces: str | None, apparmor: str | None, status: str, hint: str
 ) -> None:
-    found = doctor.check_user_namespaces(clone, namespaces, apparmor)
+    found = host.check_user_namespaces(clone, namespaces, apparmor)
 
     assert found.status == status
     assert hint in found.hint
 
 
 def test_every_obstacle_to_user_namespaces_is_named() -> None:
-    assert doctor.check_user_namespaces("0", "0", "1").hint.count(": set it to") == 3
+    assert host.check_user_namespaces("0", "0", "1").hint.count(": set it to") == 3
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_every_obstacle_to_user_namespaces_is_named() -> None:
     ],
 )
 def test_seccomp(actions: str | None, status: str, expected: str) -> None:
-    assert doctor.check_seccomp(actions, status).status == expected
+    assert host.check_seccomp(actions, status).status == expected
 
 
 @pytest.mark.parametrize(
@@ -79,7 +81,7 @@ def test_seccomp(actions: str | None, status: str, expected: str) -> None:
     ],
 )
 def test_cgroup(mounts: str, status: str, detail: str) -> None:
-    found = doctor.check_cgroup(mounts)
+    found = host.check_cgroup(mounts)
 
     assert (found.status, found.detail) == (status, detail)
 
@@ -95,7 +97,7 @@ def test_cgroup(mounts: str, status: str, detail: str) -> None:
     ],
 )
 def test_core_dumps(pattern: str | None, engine: str, expected: str) -> None:
-    assert doctor.check_core_pattern(pattern, engine=engine).status == expected
+    assert host.check_core_pattern(pattern, engine=engine).status == expected
 
 
 @pytest.mark.parametrize(
@@ -111,18 +113,18 @@ def test_core_dumps(pattern: str | None, engine: str, expected: str) -> None:
     ],
 )
 def test_bubblewrap(version: str | None, engine: str, expected: str) -> None:
-    assert doctor.check_bwrap(version, engine=engine).status == expected
+    assert host.check_bwrap(version, engine=engine).status == expected
 
 
 def test_a_healthy_host_has_nothing_to_be_hinted_at() -> None:
-    found = doctor.host_findings(HEALTHY, "bubblewrap 0.8.0", system="Linux", engine="local")
+    found = host.host_findings(HEALTHY, "bubblewrap 0.8.0", system="Linux", engine="local")
 
     assert {finding.status for finding in found} == {"ok"}
     assert {finding.hint for finding in found} == {""}
 
 
 def test_another_system_is_left_to_its_engine() -> None:
-    (found,) = doctor.host_findings(dict.fromkeys(HEALTHY), None, system="Darwin", engine="docker")
+    (found,) = host.host_findings(dict.fromkeys(HEALTHY), None, system="Darwin", engine="docker")
 
     assert (found.status, found.detail) == ("warning", "Darwin")
 
@@ -130,7 +132,7 @@ def test_another_system_is_left_to_its_engine() -> None:
 def test_a_layer_is_missing_only_where_it_is_required() -> None:
     layers = {"container": False, "no_network": False, "own_uid": True}
 
-    assert doctor.check_layers(layers, LocalEngine.required_layers) == [
+    assert examination.check_layers(layers, LocalEngine.required_layers) == [
         Finding(about="container", name="container", status="skipped", detail="this engine does without"),
         Finding(about="container", name="no_network", status="MISSING", hint=isolation.HINTS["no_network"]),
         Finding(about="container", name="own_uid", status="ok"),
@@ -145,7 +147,7 @@ def test_every_required_layer_has_a_hint(engine: type[DockerEngine | LocalEngine
 def test_the_engines_facts_are_shown_for_people() -> None:
     facts = {"version": "26.1", "cpus": 2, "rootless": False, "runtimes": ["runc", "runsc"]}
 
-    found = {finding.name: finding.detail for finding in doctor.engine_findings("docker", facts)}
+    found = {finding.name: finding.detail for finding in examination.engine_findings("docker", facts)}
 
     assert found == {
         "docker": "26.1",
@@ -158,7 +160,7 @@ def test_the_engines_facts_are_shown_for_people() -> None:
 
 def test_a_short_life_beside_a_service_shares_nothing_with_it() -> None:
     chosen = settings.load({"SANDBOX_UID_BASE": "50000"})
-    with doctor.beside(chosen) as own, doctor.beside(chosen) as other:
+    with beside(chosen) as own, beside(chosen) as other:
         folders = {Path(life.state_dir) for life in (own, other, chosen)}
         assert len({life.instance for life in (own, other, chosen)}) == len(folders) == 3
         assert own.uid_base not in range(50000, 50450)
@@ -225,7 +227,7 @@ def test_the_report_for_people_groups_and_hints() -> None:
         Finding(about="container", name="own_uid", status="warning", detail="odd", hint="look"),
     ]
 
-    assert doctor.pretty(doctor.Report(engine="docker", ok=False, findings=found)).splitlines() == [
+    assert pretty(Report(engine="docker", ok=False, findings=found)).splitlines() == [
         "host",
         "  ok       platform         Linux",
         "container",

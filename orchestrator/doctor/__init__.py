@@ -1,0 +1,1 @@
+"""What this host can isolate, item by item; the last word has a real container's self-test."""
