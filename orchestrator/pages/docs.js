@@ -70,6 +70,11 @@ function component(name, schema) {
 const key = sessionStorage.getItem("sandbox-key");
 const answer = await fetch("/openapi.json", { headers: key ? { Authorization: `Bearer ${key}` } : {} });
 const spec = await answer.json();
+const place = document.getElementById("operations");
+if (!answer.ok) {
+  place.textContent = `${spec.detail} Enter the key in the console first, and come here from there.`;
+  throw new Error(spec.detail);
+}
 const groups = new Map();
 for (const [path, item] of Object.entries(spec.paths)) {
   for (const method of METHODS.filter((one) => item[one])) {
@@ -78,7 +83,6 @@ for (const [path, item] of Object.entries(spec.paths)) {
   }
 }
 document.getElementById("about").textContent = `${spec.info.title} ${spec.info.version}: ${spec.info.description ?? ""}`;
-const place = document.getElementById("operations");
 place.replaceChildren();
 for (const [tag, made] of groups) place.append(element("h2", tag), ...made);
 place.append(element("h2", "schemas"));
