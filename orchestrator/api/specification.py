@@ -39,7 +39,6 @@ FILES = (403, 409, 502)
 REFUSALS: dict[str, tuple[int, ...]] = {
     "create_session": (404, 409, 410, 422, 429, 502, 503),
     "execute": (403, 409, 413, 422, 429, 502, 503),
-    "list_executions": (),
     "read_events": (429,),
     "send_stdin": (409, 413, 429, 502),
     "execute_once": (403, 409, 413, 429, 502, 503),

@@ -22,6 +22,7 @@ from schemathesis import GenerationMode
 from schemathesis.core.parameters import ParameterLocation
 from schemathesis.specs.openapi.checks import missing_required_header, positive_data_acceptance, unsupported_method
 
+from orchestrator.api.specification import REFUSALS
 from tests.live import Live, serve
 
 KEY_NAME, KEY = "tester", "key-of-the-specifications-test"
@@ -61,6 +62,23 @@ def document(live: Live) -> Any:
 
 def test_the_specification_is_valid(document: Any) -> None:
     validate(document)
+
+
+def test_what_is_refused_is_said_of_operations_that_exist(document: Any) -> None:
+    ends = {operation["operationId"] for path in document["paths"].values() for operation in path.values()}
+    names = {name: "".join(map(str.capitalize, name.split("_"))) for name in REFUSALS}
+    assert [name for name, end in names.items() if not any(operation.endswith(end) for operation in ends)] == []
+
+
+def test_every_operation_of_the_native_door_names_its_refusals(document: Any) -> None:
+    """Behind a key, 401; of a session, 404 and 410; with a body, 400, 413 and 415: each as a problem document."""
+    for path, methods in document["paths"].items():
+        for operation in methods.values() if path.startswith("/v1/") else ():
+            expected = {"401"} | ({"404", "410"} if "{sid}" in path else set())
+            expected |= {"400", "413", "415"} if "requestBody" in operation else set()
+            assert expected <= set(operation["responses"]), operation["operationId"]
+    for answer in document["components"]["responses"].values():
+        assert set(answer["content"]) == {"application/problem+json"}
 
 
 def test_the_specification_in_the_documents_is_served(document: Any) -> None:
