@@ -7,9 +7,11 @@ import random
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import docker
+import docker.errors
 import httpx
 
 PAUSE_S = 0.05
@@ -65,9 +67,11 @@ def disturb(client: httpx.Client, instance: str, until: float, calm_s: float) ->
     while time.monotonic() < until:
         created = [client.post("/v1/sessions", json={}) for _ in range(CROWD)]
         paths = [answer.headers["Location"] for answer in created if answer.status_code == 201]
-        containers = engine.containers.list(filters={"label": f"sandbox.instance={instance}"})
+        labels = [f"sandbox.instance={instance}", "sandbox.template"]
+        containers = engine.containers.list(filters={"label": labels}, ignore_removed=True)
         if containers:
-            random.choice(containers).remove(force=True)
+            with suppress(docker.errors.APIError):  # the service was just removing this one itself
+                random.choice(containers).remove(force=True)
         for path in paths:
             client.post(f"{path}/executions", json={"command": "true"})
             client.delete(path)
