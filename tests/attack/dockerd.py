@@ -88,7 +88,10 @@ class Dockerd:
         outer = docker.APIClient(**kwargs_from_env(), version="auto", timeout=60)
         inner = docker.APIClient(self.address, version="auto", timeout=60)
         try:
-            for _ in inner.load_image(outer.get_image(image)):
+            content = outer.get_image(image)
+            for _ in inner.load_image(content):
+                pass
+            for _ in content:  # what was not read of it keeps the connection from being closed
                 pass
         finally:
             outer.close()

@@ -1,5 +1,6 @@
 """Every hostile case in its short form, against a live service on the real engine; `make attack` is the long form."""
 
+import gc
 import threading
 import time
 from collections.abc import Iterator
@@ -27,9 +28,13 @@ def attacked(real_engine: None) -> Iterator[Live]:
         yield live
 
 
+# docker-py may leave a socket open when its engine goes away under a call, and where the cases take engines away that is
+# no fault of what is tested. Collected here, so that no other test is blamed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("case", [case for case in CASES if case.id not in SLOW], ids=lambda case: str(case.id))
 def test_the_case_ends_as_in_a_good_sandbox(attacked: Live, case: Case) -> None:
     result = judge(attacked, case, short=True)
+    gc.collect()
     if result.verdict == "n/a":
         pytest.skip(result.reason)  # what is attacked does not exist here
     assert result.verdict == "pass", result.reason
