@@ -4,7 +4,7 @@ What the agent answers is hostile input; what it refuses comes as an error of ou
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -19,6 +19,7 @@ from orchestrator.models import File, FilePage
 from orchestrator.streams import Stream, StreamRefused
 
 T = TypeVar("T")
+ANSWER_S = 60.0  # for one operation that moves no bytes
 UNREAD_S = 30.0  # a client may go away between the open file and its first byte
 PAGE_BYTES = 64 << 20  # of one page of a listing: more is a lie
 ERRORS: dict[str, type[SandboxError]] = {
@@ -72,7 +73,7 @@ class Workspace:
     async def read(self, path: str, *, start: int = 0, length: int | None = None) -> Download:
         """Open a file for reading, `length` bytes from `start`. FileNotFound, FileConflict or InvalidPath."""
         with _closed(self._open("read", path=path, start=start, length=length), on_success=False) as stream:
-            return Download(self._file(await stream.read()), stream)
+            return Download(self._file(await self._in_time(stream.read())), stream)
 
     async def write(self, path: str, data: AsyncIterable[bytes], *, limit: int, mode: int = 0o644) -> File:
         """Write a file of at most `limit` bytes, and the directories above it. It appears once it is whole."""
@@ -119,7 +120,17 @@ class Workspace:
 
     async def _ask(self, kind: str, **asked: Any) -> dict[str, Any]:
         with _closed(self._open(kind, **asked)) as stream:
-            return await stream.outcome()
+            return await self._in_time(stream.outcome())
+
+    async def _in_time(self, answer: Coroutine[Any, Any, T]) -> T:
+        """Wait for an agent that may answer pings and nothing else: it has no longer than ANSWER_S."""
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
+        except TimeoutError:
+            reason = "the agent did not answer about a file in time"
+            self._container.lose(reason)
+            raise ContainerLost(reason) from None
 
     def _file(self, line: bytes | bytearray) -> File:
         try:

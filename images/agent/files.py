@@ -101,7 +101,7 @@ class Files:
         try:
             self._check_target(at, name)
             fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | PLAIN, 0o600, dir_fd=at)
-        except BaseException:
+        except BaseException:  # whatever it was, no descriptor is left behind
             os.close(at)
             raise
         size = 0

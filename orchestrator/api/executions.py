@@ -79,7 +79,7 @@ async def answer(
         service.streams.open(sid)
         try:
             record = service.sessions.start(sid, data, key=key, stays=stays, followed=True)
-        except BaseException:
+        except BaseException:  # whatever it was, the place of this stream is given back
             service.streams.close(sid)
             raise
         headers = {"Location": location(record)} | applied
