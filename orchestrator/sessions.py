@@ -5,6 +5,7 @@ import secrets
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from contextlib import closing
 
 import msgspec
 import structlog
@@ -80,9 +81,9 @@ class Sessions:
         opened = self._opening[sid] = asyncio.Event()
         try:
             container, source = await self._acquire(request.template)
-            outlet = Outlet(self.border, container, sid, policy)
-            session = new(sid, container, request, source, outlet, limit=self._settings.session_executions, **life)
             try:
+                outlet = Outlet(self.border, container, sid, policy)
+                session = new(sid, container, request, source, outlet, limit=self._settings.session_executions, **life)
                 await container.bind(sid, session.kept())
             except BaseException:  # cancelled as well: no container is left behind
                 self._discard(container, "bind_failed")
@@ -268,19 +269,18 @@ class Sessions:
         self.one_shots.add(name)
         try:
             container, _ = await self._acquire(request.template)
-            outlet = Outlet(self.border, container, name, policy)
             try:
-                check(request, container.languages, template=container.template)
-                await container.bind(name, {})
-                record = Record(f"e{secrets.token_hex(10)}", name, note_of(request, timeout_s=timeout_s, key=None))
-                workspace = Workspace(container)
-                limit = self._pools[container.template].workspace_bytes
-                await bundle.bring(workspace, request.files, limit=limit)
-                await self.work.execute(record, container, request, outlet.environment)
-                if record.facts.artifacts:
-                    record.facts.artifacts = await bundle.take(workspace, record.facts.artifacts)
+                with closing(Outlet(self.border, container, name, policy)) as outlet:
+                    check(request, container.languages, template=container.template)
+                    await container.bind(name, {})
+                    record = Record(f"e{secrets.token_hex(10)}", name, note_of(request, timeout_s=timeout_s, key=None))
+                    workspace = Workspace(container)
+                    limit = self._pools[container.template].workspace_bytes
+                    await bundle.bring(workspace, request.files, limit=limit)
+                    await self.work.execute(record, container, request, outlet.environment)
+                    if record.facts.artifacts:
+                        record.facts.artifacts = await bundle.take(workspace, record.facts.artifacts)
             finally:
-                outlet.close()
                 self._discard(container, "ended")
         finally:
             self.one_shots.discard(name)
