@@ -65,6 +65,7 @@ ROWS = [
     Row("a date", handler("return new Date(0)"), "1970-01-01T00:00:00.000Z"),
     Row("context", handler("return [context.functionVersion, context.memoryLimitInMB, context.awsRequestId.length > 5, context.getRemainingTimeInMillis() > 1000]"), ["$LATEST", "128", True, True]),
     Row("the client's context", handler("return [context.functionName, context.tenant]", context={"function_name": "f", "tenant": 7}), ["f", 7]),
+    Row("no thread goes before the agent", handler("const fs = require('fs'), tasks = '/proc/self/task'; return fs.readdirSync(tasks).every((task) => fs.readFileSync(`${tasks}/${task}/stat`, 'latin1').split(') ').pop().split(' ')[16] >= 5)"), True),
     # --- files of the workspace
     Row("a handler of a file", {"handler": "lib.main", "event": [1]}, {"got": [1]}),
     Row("a nested handler of a file", {"handler": "lib.deep.fn"}, "deep"),

@@ -5,6 +5,7 @@ import base64
 import itertools
 import os
 import signal
+import textwrap
 import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -180,6 +181,19 @@ async def test_an_ending_has_its_outcome_its_exit_code_and_what_was_printed_unti
 
 async def test_a_text_given_to_exit_goes_to_stderr(container: Container) -> None:
     assert (await run(container, "import sys\nsys.exit('why')")).stderr == "why\n"
+
+
+async def test_the_code_lets_the_agent_go_first_and_cannot_take_that_back(container: Container) -> None:
+    code = """
+        import os, threading
+        me = os.PRIO_PROCESS, 0
+        try: os.setpriority(*me, os.getpriority(*me) - 1)
+        except OSError as error: refused = error.strerror
+        thread = threading.Thread(target=lambda: print(os.getpriority(*me), refused))
+        thread.start(); thread.join()
+    """
+    execution = await run(container, textwrap.dedent(code))
+    assert execution.stdout == f"{os.getpriority(os.PRIO_PROCESS, 0) + 5} Permission denied\n", execution
 
 
 async def test_a_timeout_keeps_what_was_printed(container: Container) -> None:
