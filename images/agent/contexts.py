@@ -11,7 +11,8 @@ from frames import Frame
 from launcher import Launcher
 from loop import Loop
 
-SOURCE = "cells.py"
+# What runs in a context's sandbox: a directory that Python takes for a program, of which `__main__` runs.
+PROGRAM = {"__main__": "cells.py", "interactive": "interactive.py", "records": "records.py"}
 
 
 class Contexts:
@@ -60,5 +61,7 @@ class Contexts:
 
 def compile_cells(target: Path) -> None:
     """Put what runs in a context's sandbox where sandboxes find it, the first time that one is wanted."""
-    if not target.exists():
-        py_compile.compile(str(Path(__file__).with_name(SOURCE)), cfile=str(target), doraise=True)
+    for module, source in PROGRAM.items():
+        compiled = target / f"{module}.pyc"
+        if not compiled.exists():
+            py_compile.compile(str(Path(__file__).with_name(source)), cfile=str(compiled), doraise=True)

@@ -55,7 +55,7 @@ class Dialogue(Program):
 
 
 class Records:
-    """Cuts the bytes of the value's descriptor into records, see `cells.py`. A line that heads none is passed over.
+    """Cuts the bytes of the value's descriptor into records, see `records.py`. A line that heads none is passed over.
 
     The user's code can write there too: what comes is its word, and no more.
     """

@@ -18,7 +18,7 @@ PYTHON = "python"  # its sandboxes run whatever has no harness, too
 class Language:
     """How code of one language is run.
 
-    With a `harness`, a file of ours, sandboxes are booted ahead in which `program` waits for its job; they call
+    With a `harness`, a file or directory of ours, sandboxes are booted ahead in which `program` waits for its job; they call
     handlers, and `pack` is how they read the job. Without one, code is a command: `words`, with the code for CODE.
     `program` is what an image must have. In `options` {heap_mb} is what of the memory limit a heap may take.
     """
@@ -57,7 +57,7 @@ LANGUAGES = {
     "shell": Language(program="/bin/bash", words=("/bin/bash", "-c", CODE, "bash")),
 }
 
-CELLS = Language(program=sys.executable, harness="cells.pyc", options=("-I", "-S", "-u"))  # of contexts, in Python
+CELLS = Language(program=sys.executable, harness="cells", options=("-I", "-S", "-u"))  # of contexts, in Python
 
 
 def find_languages() -> dict[str, Language]:

@@ -51,7 +51,7 @@ ALLOWED = {
     "BaseError": "an error of the base image",
 }
 # What a file of the agent imports beside the standard library.
-FURTHER = {"cells.py": {"IPython", "traitlets"}}
+FURTHER = {"interactive.py": {"IPython", "traitlets"}}
 # Put together here, so that this file does not contain them.
 REGISTRIES = [
     ".".join(words)
