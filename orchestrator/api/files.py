@@ -14,12 +14,12 @@ from litestar.status_codes import HTTP_200_OK, HTTP_201_CREATED, HTTP_204_NO_CON
 
 from orchestrator import errors
 from orchestrator.api.guard import ACCEPTS, ANY, TAKES
+from orchestrator.api.paths import Sid
 from orchestrator.files import Download
-from orchestrator.models import ID_PATTERN, File, FilePage, Move, NewDirectory, Unpacked
+from orchestrator.models import File, FilePage, Move, NewDirectory, Unpacked
 from orchestrator.service import Orchestrator
 from orchestrator.session import Session
 
-Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
 Directory = Annotated[str, Parameter(description="a directory of the workspace; left out, the workspace itself")]
 PageSize = Annotated[int, Parameter(ge=1, le=1000, description="files of one page")]
 HttpRequest = Request[Any, Any, Any]
