@@ -15,12 +15,11 @@ from litestar.status_codes import HTTP_200_OK
 from orchestrator import models
 from orchestrator.api.files import path_behind, read_whole, send_file
 from orchestrator.api.guard import ACCEPTS, ANY
+from orchestrator.api.paths import Sid
 from orchestrator.errors import FileNotFound, FileTooLarge
 from orchestrator.files import Workspace
-from orchestrator.models import ID_PATTERN
 from orchestrator.service import Orchestrator
 
-Sid = Annotated[str, Parameter(pattern=ID_PATTERN, description="id of the session")]
 FORM = {ACCEPTS: RequestEncodingType.MULTI_PART.value}
 PIECE = 1 << 16  # bytes
 READ_LIMIT = 1 << 20  # bytes of one answer of `readfile`

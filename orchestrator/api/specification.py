@@ -17,7 +17,7 @@ from litestar.typing import FieldDefinition
 from orchestrator.api.aws_words import AwsProblem
 from orchestrator.api.guard import OPEN, SIGNED, TAKES
 from orchestrator.api.problems import PROBLEM_JSON
-from orchestrator.api.seed import SeedProblem
+from orchestrator.api.seed_problems import SeedProblem
 from orchestrator.errors import Problem, SandboxError
 
 Json = dict[str, Any]

@@ -38,7 +38,7 @@ FLOORS = {
     "api.seed_files api.executions api.packages api.native "
     "api.operations "
     "api.pages api.specification "
-    "api.seed "
+    "api.seed api.seed_words api.seed_problems api.seed_executions "
     "api.aws api.aws_words api.aws_answers api.aws_functions api.signed api.sigv4 "
     "api.mcp api.results api.tools "
     "sdk sdk.awaiting sdk.blocking sdk.methods sdk.twins "
