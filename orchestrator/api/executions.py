@@ -34,16 +34,20 @@ Prefer = Annotated[
 PageSize = Annotated[int, Parameter(ge=1, le=1000, description="executions of one page")]
 
 
-@post(
-    "/sessions/{sid:str}/executions",
-    status_code=HTTP_200_OK,
-    summary="Execute",
-    operation_class=events.StreamsEvents,
-    responses={
-        HTTP_202_ACCEPTED: ResponseSpec(
-            Execution, generate_examples=False, description="It was begun, in the background or as `Prefer` asks"
-        )
-    },
+def begins(path: str, *, summary: str, at_once: str) -> post:
+    """Route a handler that begins an execution; `at_once` says when it answers before the end."""
+    begun = ResponseSpec(Execution, generate_examples=False, description=at_once)
+    return post(
+        path,
+        status_code=HTTP_200_OK,
+        summary=summary,
+        operation_class=events.StreamsEvents,
+        responses={HTTP_202_ACCEPTED: begun},
+    )
+
+
+@begins(
+    "/sessions/{sid:str}/executions", summary="Execute", at_once="It was begun, in the background or as `Prefer` asks"
 )
 async def execute(
     service: Orchestrator,

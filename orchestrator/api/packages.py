@@ -2,29 +2,16 @@
 
 from typing import Any
 
-from litestar import Request, Response, post
-from litestar.openapi.datastructures import ResponseSpec
-from litestar.status_codes import HTTP_200_OK, HTTP_202_ACCEPTED
+from litestar import Request, Response
 
 from orchestrator import packages
-from orchestrator.api import events
-from orchestrator.api.executions import IdempotencyKey, Prefer, answer
+from orchestrator.api.executions import IdempotencyKey, Prefer, answer, begins
 from orchestrator.api.paths import Sid
 from orchestrator.models import Execution, PackagesRequest
 from orchestrator.service import Orchestrator
 
 
-@post(
-    "/sessions/{sid:str}/packages",
-    status_code=HTTP_200_OK,
-    summary="Install packages",
-    operation_class=events.StreamsEvents,
-    responses={
-        HTTP_202_ACCEPTED: ResponseSpec(
-            Execution, generate_examples=False, description="It was begun, as `Prefer` asks"
-        )
-    },
-)
+@begins("/sessions/{sid:str}/packages", summary="Install packages", at_once="It was begun, as `Prefer` asks")
 async def install_packages(
     service: Orchestrator,
     request: Request[Any, Any, Any],
