@@ -2,8 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 from orchestrator import frames, isolation
 from orchestrator.channel import AGAIN_S, Channel, being_attached
@@ -17,6 +17,9 @@ from orchestrator.heartbeat import Heartbeat
 from orchestrator.languages import Languages
 from orchestrator.runs import Runs, Sink
 from orchestrator.streams import Streams
+
+T = TypeVar("T")
+ANSWER_S = 60.0  # for what an agent answers at once
 
 
 class Container:
@@ -163,7 +166,22 @@ class Container:
             return "closed"
         if not run.is_sent:  # its job is on the way: later it may be
             return "full"
-        return await self._feeds.send(eid, data, close=close)
+        return await self.answered(self._feeds.send(eid, data, close=close), "a text for stdin")
+
+    async def answered(self, answer: Awaitable[T], about: str) -> T:
+        """Wait for what an agent answers at once. ContainerLost when it has not within ANSWER_S.
+
+        One that answers pings and this not is broken, and is lost, unless the engine passes nothing on.
+        """
+        since = time.monotonic()
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                return await answer
+        except TimeoutError:
+            reason = f"the agent did not answer about {about} in time"
+            if self._blames_agent(since):
+                self._lose(reason)
+            raise ContainerLost(reason) from None
 
     def beat(self) -> bool:
         """Ping the agent. Return whether the ping before was answered; one that is being removed is not asked."""

@@ -4,7 +4,7 @@ What the agent answers is hostile input; what it refuses comes as an error of ou
 """
 
 import asyncio
-from collections.abc import AsyncIterable, AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any, TypeVar
 
@@ -19,7 +19,11 @@ from orchestrator.models import File, FilePage
 from orchestrator.streams import Stream, StreamRefused
 
 T = TypeVar("T")
-ANSWER_S = 60.0  # for one operation that moves no bytes
+STEP = 64 * 1024  # bytes of a transfer
+MOVE_S = 60.0  # for the agent to move one step
+# Of an archive nothing may move while its sandbox works. The agent ends that after 300 s of CPU, of which code beside it may
+# take as much again.
+ARCHIVE_S = 600.0
 UNREAD_S = 30.0  # a client may go away between the open file and its first byte
 PAGE_BYTES = 64 << 20  # of one page of a listing: more is a lie
 ERRORS: dict[str, type[SandboxError]] = {
@@ -44,12 +48,56 @@ class _Unpacked(msgspec.Struct, frozen=True):
     files: Annotated[int, Meta(ge=0)] = 0
 
 
+class _Transfer:
+    """A stream that moves bytes. Its agent has `step_s` for each STEP of them, and for its last word.
+
+    Only what is waited for the agent counts. What the client takes does not.
+    """
+
+    def __init__(self, stream: Stream, step_s: float = MOVE_S) -> None:
+        self._stream = stream
+        self._step_s = self._left_s = step_s
+        self._count = 0
+
+    async def read(self) -> bytes:
+        """Return the next bytes, empty at the end."""
+        data = await self._wait(self._stream.read())
+        self._count += len(data)
+        if self._count >= STEP:
+            self._count, self._left_s = 0, self._step_s
+        return data
+
+    async def send(self, data: AsyncIterable[bytes]) -> dict[str, Any]:
+        """Send all, as it comes and the agent takes it; return what came of it."""
+        async for piece in data:
+            for start in range(0, len(piece), STEP):
+                self._left_s = self._step_s
+                await self._wait(self._stream.write(piece[start : start + STEP]))
+        self._stream.finish()
+        self._left_s = self._step_s
+        return await self._wait(self._stream.outcome())
+
+    async def _wait(self, step: Awaitable[T]) -> T:
+        loop = asyncio.get_running_loop()
+        begun = loop.time()
+        try:
+            async with asyncio.timeout(self._left_s):
+                result = await step
+        except TimeoutError:
+            raise ContainerLost(
+                "The agent stands still: the transfer was given up, its session goes on. Try again"
+            ) from None
+        self._left_s -= loop.time() - begun
+        return result
+
+
 class Download:
     """A file that is being read: its `file`, and its bytes, which somebody has to begin to read soon."""
 
     def __init__(self, file: File, stream: Stream) -> None:
         self.file = file
         self._stream = stream
+        self._transfer = _Transfer(stream)
         self._forgotten = asyncio.get_running_loop().call_later(UNREAD_S, stream.close)
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -57,7 +105,7 @@ class Download:
         self._forgotten.cancel()
         try:
             with _translated():
-                async for data in self._stream:
+                while data := await self._transfer.read():
                     yield data
         finally:
             self._stream.close()
@@ -78,7 +126,7 @@ class Workspace:
     async def write(self, path: str, data: AsyncIterable[bytes], *, limit: int, mode: int = 0o644) -> File:
         """Write a file of at most `limit` bytes, and the directories above it. It appears once it is whole."""
         with _closed(self._open("write", path=path, limit=limit, mode=mode)) as stream:
-            return self._told(await _send(stream, data), Described).file()
+            return self._told(await _Transfer(stream).send(data), Described).file()
 
     async def stat(self, path: str) -> File:
         """Return what a path is."""
@@ -98,39 +146,37 @@ class Workspace:
 
     async def list(self, path: str, *, recursive: bool, limit: int, after: str | None) -> FilePage:
         """List a directory, in the order of the paths."""
-        text = bytearray()
         with _closed(self._open("list", path=path, recursive=recursive, limit=limit, after=after)) as stream:
-            async for data in stream:
-                text += data
-                if len(text) > PAGE_BYTES:
-                    raise self._lie("a list that is too long")
-            more = self._told(await stream.outcome(), _Next)
+            text, end = await self._in_time(self._whole(stream))
+            more = self._told(end, _Next)
         return FilePage(files=[self._file(line) for line in text.splitlines()], next=more.next)
 
     async def pack(self, path: str) -> AsyncIterator[bytes]:
         """Yield a tar of a directory."""
         with _closed(self._open("pack", path=path)) as stream:
-            async for data in stream:
+            transfer = _Transfer(stream, ARCHIVE_S)
+            while data := await transfer.read():
                 yield data
 
     async def unpack(self, path: str, data: AsyncIterable[bytes], *, limit: int) -> int:
         """Unpack a tar that holds at most `limit` bytes; return how many files it had. All of it arrives, or nothing."""
         with _closed(self._open("unpack", path=path, limit=limit)) as stream:
-            return self._told(await _send(stream, data), _Unpacked).files
+            return self._told(await _Transfer(stream, ARCHIVE_S).send(data), _Unpacked).files
 
     async def _ask(self, kind: str, **asked: Any) -> dict[str, Any]:
         with _closed(self._open(kind, **asked)) as stream:
             return await self._in_time(stream.outcome())
 
-    async def _in_time(self, answer: Coroutine[Any, Any, T]) -> T:
-        """Wait for an agent that may answer pings and nothing else: it has no longer than ANSWER_S."""
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return await answer
-        except TimeoutError:
-            reason = "the agent did not answer about a file in time"
-            self._container.lose(reason)
-            raise ContainerLost(reason) from None
+    def _in_time(self, answer: Awaitable[T]) -> Awaitable[T]:
+        return self._container.answered(answer, "a file")
+
+    async def _whole(self, stream: Stream) -> tuple[bytearray, dict[str, Any]]:
+        text = bytearray()
+        async for data in stream:
+            text += data
+            if len(text) > PAGE_BYTES:
+                raise self._lie("a list that is too long")
+        return text, await stream.outcome()
 
     def _file(self, line: bytes | bytearray) -> File:
         try:
@@ -171,10 +217,3 @@ def _translated() -> Iterator[None]:
         if refusal.code == "too_many_streams":
             raise errors.TooManyRequests(refusal.message, retry_after_s=1) from None
         raise ERRORS.get(refusal.code, errors.FileConflict)(refusal.message) from None
-
-
-async def _send(stream: Stream, data: AsyncIterable[bytes]) -> dict[str, Any]:
-    async for piece in data:
-        await stream.write(piece)
-    stream.finish()
-    return await stream.outcome()

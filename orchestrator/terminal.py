@@ -40,7 +40,7 @@ class Terminal:
         """Tell the terminal its size."""
         stream = self._container.streams.open("resize", terminal=self._stream.id, cols=size.cols, rows=size.rows)
         try:
-            await stream.outcome()
+            await self._container.answered(stream.outcome(), "a terminal's size")
         except StreamRefused as refusal:
             raise TooManyRequests(refusal.message, retry_after_s=1) from None
         finally:

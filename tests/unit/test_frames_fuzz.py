@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import frames as agent_frames
-from orchestrator import files, frames
+from orchestrator import frames
 from orchestrator.channel import Channel
 from orchestrator.container import Container
 from orchestrator.engine import Receiver, Spec, Wire
@@ -336,15 +336,6 @@ class Scene:
 @given(lines=st.lists(LINES, max_size=10), sizes=CHUNKS)
 def test_no_frames_in_any_order_make_a_container_raise_or_be_lost_twice(lines: list[bytes], sizes: list[int]) -> None:
     asyncio.run(Scene().hear(cut(b"\n".join([*lines, b""]), sizes)))
-
-
-async def test_an_agent_that_never_answers_about_a_file_is_lost_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(files, "ANSWER_S", 0.05)
-    scene = Scene()
-    await scene.container.start(scene.stage, {})
-    with pytest.raises(ContainerLost, match="in time"):
-        await Workspace(scene.container).stat("f")
-    assert len(scene.losses) == 1
 
 
 @given(order=st.permutations(["o1", "o2", "r1", "o1", "r2"]), again=st.booleans())
