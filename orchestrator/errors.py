@@ -283,14 +283,14 @@ class InstanceHeld(SettingsError):
     code, title = "instance_held", "Instance held"
 
 
-def _tree(kind: type[SandboxError]) -> dict[str, type[SandboxError]]:
-    found = {kind.code: kind}
+def _by_code(kind: type[SandboxError]) -> dict[str, type[SandboxError]]:
+    found: dict[str, type[SandboxError]] = {}
     for child in kind.__subclasses__():
-        found |= _tree(child)
-    return found
+        found |= _by_code(child)
+    return found | {kind.code: kind}  # a child without a code of its own does not stand for its parent's
 
 
 def from_problem(problem: Problem) -> SandboxError:
     """Return the error that a problem document stands for; of an unknown code, the tree's root."""
-    kind = _tree(SandboxError).get(problem.code, SandboxError)
+    kind = _by_code(SandboxError).get(problem.code, SandboxError)
     return kind(problem.detail, retry_after_s=problem.retry_after_s)

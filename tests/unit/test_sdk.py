@@ -309,6 +309,12 @@ async def test_a_problem_document_is_raised_as_its_error(
     assert expected is type(raised.value)
 
 
+@pytest.mark.parametrize("code", ["internal_error", "of_another_version"])
+def test_a_problem_of_no_kind_of_its_own_is_the_root_of_all(code: str) -> None:
+    problem = errors.Problem(title="Internal error", status=500, detail="Something went wrong", code=code)
+    assert type(errors.from_problem(problem)) is errors.SandboxError
+
+
 async def test_an_id_that_is_taken_is_refused(sandbox: SandboxClient) -> None:
     async with sandbox.session("taken"):
         with pytest.raises(errors.SessionExists):
