@@ -47,8 +47,7 @@ class Patience:
     async def kept(self) -> AsyncIterator[None]:
         """Have it end what happens inside. Ended says which time was up, or that a side broke off."""
         try:
-            async with asyncio.timeout(self._idle_s) as self._timer:
-                self.moved()
+            async with asyncio.timeout_at(min(self._last, self._loop.time() + self._idle_s)) as self._timer:
                 yield
         except StreamRefused:
             raise Ended("reset") from None

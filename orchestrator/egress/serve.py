@@ -63,7 +63,9 @@ async def _serve_http(outlet: Exits, stream: Stream, first: bytes) -> None:
             async with outlet.passage("connect" if head.path is None else "http", head.host, head.port) as upstream:
                 stream.widen()
                 if head.path is None:
-                    await relay(stream, await front.accept(), upstream)
+                    async with upstream.patience.kept():
+                        first = await front.accept()
+                    await relay(stream, first, upstream)
                     return
                 again = await front.carry(head, upstream, outlet.policy.headers(head.host, head.port))
         except Denied as denied:
@@ -95,7 +97,8 @@ async def _serve_socks(outlet: Exits, stream: Stream, data: bytes) -> None:
     try:
         async with outlet.passage("socks5", host, asked.port) as upstream:
             stream.widen()
-            await stream.write(socks.reply("ok"))
+            async with upstream.patience.kept():
+                await stream.write(socks.reply("ok"))
             await relay(stream, data[asked.end :], upstream)
     except Denied as denied:
         await say_last(stream, socks.reply(SOCKS_ANSWERS[denied.decision]))

@@ -1,6 +1,7 @@
 """Egress end to end with the real agent: what a program says to the proxy, and what reaches the listeners of the test."""
 
 import asyncio
+import base64
 import ipaddress
 import itertools
 import resource
@@ -26,8 +27,10 @@ from orchestrator.hosts import Address
 from orchestrator.metrics import Metrics
 from orchestrator.models import Network
 from orchestrator.settings import Settings
+from tests.fake_engine import Stage
 from tests.live import free_port
 from tests.unit.test_agent import LIMITS
+from tests.unit.test_frames_fuzz import SPEC
 
 MIB = 1 << 20
 SOON_S = 10.0
@@ -609,6 +612,23 @@ async def test_silence_ends_a_connection_and_so_does_its_age(engine: LocalEngine
         with pytest.raises(ConnectionResetError):
             async with asyncio.timeout(SOON_S):
                 await reader.read()
+
+
+@pytest.mark.parametrize("credit", [0, 2], ids=["http", "socks"])
+async def test_an_agent_that_takes_not_even_the_word_that_it_is_connected_is_a_silence(credit: int) -> None:
+    stage = Stage()
+    container = Container(SPEC, "python", output_limit=MIB, on_lost=lambda _: None)
+    await container.start(stage, {})
+    one, agent = Scene(container, Names(), egress_idle_seconds=0.2), stage.agents[SPEC.name]
+    async with host(hold) as (listener, port):
+        one.outlet.change(one.border.policy(msgspec.convert({"allow": ["127.0.0.1:*"]}, Network), given="public"))
+        socks = b"\x05\x01\x00\x05\x01\x00\x01\x7f\x00\x00\x01" + port.to_bytes(2, "big")
+        asked = socks if credit else connect(f"127.0.0.1:{port}")  # two bytes are the answer to the greeting
+        agent.say("open", id="a1", kind="connect", credit=credit, facts={})
+        agent.say("data", id="a1", data=base64.b64encode(asked).decode())
+        await one.until(lambda: listener.connections)
+        await one.until(lambda: not one.outlet.open)
+        assert (len(container.streams), container.lost_reason) == (0, None)
 
 
 async def test_a_look_up_that_takes_too_long_is_a_502(engine: LocalEngine) -> None:
