@@ -92,10 +92,14 @@ class _Transfer:
 
 
 class Download:
-    """A file that is being read: its `file`, and its bytes, which somebody has to begin to read soon."""
+    """A file that is being read: its `file`, and its bytes, which somebody has to begin to read soon.
 
-    def __init__(self, file: File, stream: Stream) -> None:
+    No more than `length` are taken, however many the agent sends: of a file that grows, or of a lie.
+    """
+
+    def __init__(self, file: File, stream: Stream, length: int) -> None:
         self.file = file
+        self._left = length
         self._stream = stream
         self._transfer = _Transfer(stream)
         self._forgotten = asyncio.get_running_loop().call_later(UNREAD_S, stream.close)
@@ -105,8 +109,10 @@ class Download:
         self._forgotten.cancel()
         try:
             with _translated():
-                while data := await self._transfer.read():
-                    yield data
+                while self._left and (data := await self._transfer.read()):
+                    piece = data[: self._left]
+                    self._left -= len(piece)
+                    yield piece
         finally:
             self._stream.close()
 
@@ -121,7 +127,9 @@ class Workspace:
     async def read(self, path: str, *, start: int = 0, length: int | None = None) -> Download:
         """Open a file for reading, `length` bytes from `start`. FileNotFound, FileConflict or InvalidPath."""
         with _closed(self._open("read", path=path, start=start, length=length), on_success=False) as stream:
-            return Download(self._file(await self._in_time(stream.read())), stream)
+            file = self._file(await self._in_time(stream.read()))
+            rest = max(0, file.size_bytes - start)
+            return Download(file, stream, rest if length is None else min(rest, length))
 
     async def write(self, path: str, data: AsyncIterable[bytes], *, limit: int, mode: int = 0o644) -> File:
         """Write a file of at most `limit` bytes, and the directories above it. It appears once it is whole."""

@@ -191,6 +191,19 @@ def test_what_an_agent_answers_at_once_has_a_deadline() -> None:
         play(scene)
 
 
+def test_of_a_file_no_more_is_taken_than_its_agent_said_that_it_has() -> None:
+    async def scene(container: Container, agent: Played) -> None:
+        opening = asyncio.create_task(Workspace(container).read("f", start=2))
+        say_data(agent, "o1", json.dumps(FILE).encode())
+        download = await opening
+        moving = asyncio.create_task(dribble(container, agent))
+        assert await all_of(download.chunks()) == b"x" * 7
+        await moving
+        await check_whole(container, agent)
+
+    play(scene)
+
+
 def test_an_agent_is_not_lost_for_an_answer_that_a_silent_engine_may_hold_back() -> None:
     async def scene(container: Container, agent: Played) -> None:
         assert await waited_s(Workspace(container).stat("f"), "in time") == pytest.approx(ANSWER_S)
