@@ -3,10 +3,12 @@
 import asyncio
 import json
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any
 
 SMALL = {"code": "def handler(event): return {'hello': event['name']}", "event": {"name": "you"}, "timeout_s": 10}
-
+CLIENTS = 16  # at once, in the load
 IDLE_S = 2.0
 
 
@@ -37,6 +39,13 @@ class Client:
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines[1:])}
         answer = await self._reader.readexactly(int(headers.get("content-length", "0")))
         return int(lines[0].split()[1]), json.loads(answer) if answer else None
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[str]:
+        """Start a session, yield its id, and end it; the service ends those of a measurement that failed."""
+        _, session = await self.request("POST", "/v1/sessions", {})
+        yield session["id"]
+        await self.request("DELETE", f"/v1/sessions/{session['id']}")
 
     async def execute(self, sid: str, body: dict[str, Any]) -> tuple[float, Any]:
         """Execute, return seconds and the execution; any outcome but the expected is an error."""

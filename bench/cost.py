@@ -11,8 +11,7 @@ from pathlib import Path
 
 import docker
 from client import SMALL, Client
-
-from bench import PORT, containers, cpu_s, service
+from measured import PORT, containers, cpu_s, service
 
 CGROUPS = ("/sys/fs/cgroup/cpuacct/docker/{}/cpuacct.usage", "/sys/fs/cgroup/system.slice/docker-{}.scope/cpu.stat")
 

@@ -9,25 +9,21 @@ import pstats
 import sys
 
 from client import SMALL, Client
-
-from bench import HERE, PORT, service
+from measured import PORT, RESULTS, service
 
 TOP = 40
 
 
 async def load(count: int) -> None:
     """Execute one after another in one session."""
-    async with Client(PORT) as client:
-        _, session = await client.request("POST", "/v1/sessions", {})
+    async with Client(PORT) as client, client.session() as sid:
         for _ in range(count):
-            await client.execute(session["id"], SMALL)
-        await client.request("DELETE", f"/v1/sessions/{session['id']}")
+            await client.execute(sid, SMALL)
 
 
 def main() -> None:
     """Run the service under cProfile, load it, print."""
-    (HERE / "results").mkdir(exist_ok=True)
-    file = HERE / "results" / "orchestrator.prof"
+    file = RESULTS / "orchestrator.prof"
     with service("-m", "cProfile", "-o", str(file)):
         asyncio.run(load(int(sys.argv[1]) if len(sys.argv) > 1 else 2000))
     pstats.Stats(str(file)).sort_stats("tottime").print_stats(TOP)
