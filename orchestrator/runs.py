@@ -14,6 +14,7 @@ from orchestrator.models import Stream
 
 ARTIFACT_BYTES = 256 * 1024  # that the agent may use to name the artifacts of one execution
 CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
+CANCEL_S = 60.0  # for a cancelled execution without a timeout to end
 OVERDUE_STEP_S = 0.1
 HELD = 8  # results that the agent of one container holds beyond their arrival
 NOT_ARRIVED = "The stream to the container broke before the job had arrived: send it again"
@@ -90,6 +91,8 @@ class Runs:
         """Ask the agent to kill an execution, once it has all of it; its result follows."""
         if (run := self.active.get(eid)) is not None:
             run.is_cancelled = True
+            if run.timer is None:
+                run.timer = asyncio.get_running_loop().call_later(CANCEL_S, self._overdue, eid)
             if run.is_sent and not (self._channel.is_waited_for or self._channel.closed):
                 self._channel.send(frames.encode("cancel", id=eid))
 

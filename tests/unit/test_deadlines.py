@@ -15,6 +15,7 @@ from orchestrator.container import ANSWER_S, Container
 from orchestrator.errors import ContainerLost
 from orchestrator.files import ARCHIVE_S, MOVE_S, STEP, Workspace
 from orchestrator.models import Resize
+from orchestrator.runs import CANCEL_S
 from orchestrator.streams import WINDOW
 from orchestrator.terminal import open_terminal
 from tests.fake_engine import Played, Stage
@@ -200,6 +201,19 @@ def test_of_a_file_no_more_is_taken_than_its_agent_said_that_it_has() -> None:
         assert await all_of(download.chunks()) == b"x" * 7
         await moving
         await check_whole(container, agent)
+
+    play(scene)
+
+
+def test_an_execution_without_a_timeout_has_a_deadline_once_it_is_cancelled() -> None:
+    async def scene(container: Container, agent: Played) -> None:
+        agent.holding = True
+        running = container.execute("e", {}, note={}, deadline_s=None, sink=lambda *_: None, hold=False)
+        waiting = asyncio.create_task(waited_s(running, "no result in time"))
+        await asyncio.sleep(CANCEL_S * 2)
+        agent.mute = True
+        container.cancel("e")
+        assert await waiting == pytest.approx(CANCEL_S * 3)
 
     play(scene)
 
