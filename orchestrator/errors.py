@@ -1,4 +1,4 @@
-"""One tree of errors for the service, its SDK and its CLI: each has a stable code and an HTTP status."""
+"""One tree of errors for the service, its SDK and its CLI: each has a stable code and an HTTP status, in whose order they stand."""
 
 from typing import ClassVar
 
@@ -79,6 +79,10 @@ class ForeignOrigin(SandboxError):
     code, status, title = "foreign_origin", 403, "Foreign origin"
 
 
+class FileDenied(SandboxError):
+    code, status, title = "file_denied", 403, "File denied"
+
+
 class NotFound(SandboxError):
     code, status, title = "not_found", 404, "Not found"
 
@@ -97,16 +101,6 @@ class ContextNotFound(NotFound):
 
 class FileNotFound(NotFound):
     code, title = "file_not_found", "File not found"
-
-
-class FileDenied(SandboxError):
-    code, status, title = "file_denied", 403, "File denied"
-
-
-class FileConflict(SandboxError):
-    """What is at a path is not what the request needs there."""
-
-    code, status, title = "file_conflict", 409, "File conflict"
 
 
 class FunctionNotFound(NotFound):
@@ -135,6 +129,12 @@ class StdinClosed(SandboxError):
     code, status, title = "stdin_closed", 409, "Stdin closed"
 
 
+class FileConflict(SandboxError):
+    """What is at a path is not what the request needs there."""
+
+    code, status, title = "file_conflict", 409, "File conflict"
+
+
 class FunctionExists(SandboxError):
     code, status, title = "function_exists", 409, "Function exists"
 
@@ -147,16 +147,6 @@ class FunctionChanging(SandboxError):
 
 class SessionEnded(SandboxError):
     code, status, title = "session_ended", 410, "Session ended"
-
-
-class KeyReused(SandboxError):
-    code, status, title = "idempotency_key_reused", 422, "Idempotency key reused"
-
-
-class PackagesNotInstalled(SandboxError):
-    """A session was asked for with packages that pip does not install."""
-
-    code, status, title = "packages_not_installed", 422, "Packages not installed"
 
 
 class FunctionChanged(SandboxError):
@@ -177,6 +167,10 @@ class WorkspaceFull(SandboxError):
     code, status, title = "workspace_full", 413, "Workspace full"
 
 
+class UnsupportedMediaType(SandboxError):
+    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+
+
 class RangeNotSatisfiable(SandboxError):
     code, status, title = "range_not_satisfiable", 416, "Range not satisfiable"
 
@@ -185,8 +179,14 @@ class InvalidArchive(SandboxError):
     code, status, title = "invalid_archive", 422, "Invalid archive"
 
 
-class UnsupportedMediaType(SandboxError):
-    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+class KeyReused(SandboxError):
+    code, status, title = "idempotency_key_reused", 422, "Idempotency key reused"
+
+
+class PackagesNotInstalled(SandboxError):
+    """A session was asked for with packages that pip does not install."""
+
+    code, status, title = "packages_not_installed", 422, "Packages not installed"
 
 
 class TooManyRequests(SandboxError):
@@ -203,54 +203,20 @@ class FunctionThrottled(TooManyRequests):
         self.is_reserved = is_reserved
 
 
-class Unavailable(SandboxError):
-    code, status, title = "unavailable", 503, "Unavailable"
-
-
-class EngineError(Unavailable):
-    """The engine refused, failed or did not answer in time."""
-
-    code, title = "engine_error", "Engine error"
-
-
-class EngineAway(EngineError):
-    """The engine cannot be reached, or gave no answer in time: what was asked for may have been done."""
-
-    code, title = "engine_away", "Engine away"
-
-
 class BrokenReconciler(SandboxError):
     """The care of containers ended by a fault of ours: the service ends, for whoever restarts it."""
 
 
-class NameTaken(EngineError):
-    """The engine has a container of this name already."""
+class SettingsError(SandboxError):
+    """A wrong setting: the text names the variable, its value and what is allowed."""
 
-    code, title = "name_taken", "Name taken"
-
-
-class ImageMissing(EngineError):
-    """The engine does not have the image of a template."""
-
-    code, title = "image_missing", "Image missing"
+    code, title = "wrong_setting", "Wrong setting"
 
 
-class TerminalFailed(Unavailable):
-    """The sandbox of a terminal did not start."""
+class InstanceHeld(SettingsError):
+    """Another orchestrator has the instance."""
 
-    code, title = "terminal_failed", "Terminal failed"
-
-
-class ContextFailed(Unavailable):
-    """The interpreter of a context did not boot."""
-
-    code, title = "context_failed", "Context failed"
-
-
-class IsolationError(Unavailable):
-    """A container started, but its self-test did not show every layer of isolation."""
-
-    code, title = "isolation_missing", "Isolation missing"
+    code, title = "instance_held", "Instance held"
 
 
 class ContainerLost(SandboxError):
@@ -271,16 +237,50 @@ class ConnectionFailed(NoAnswer):
     code, title = "connection_failed", "Connection failed"
 
 
-class SettingsError(SandboxError):
-    """A wrong setting: the text names the variable, its value and what is allowed."""
-
-    code, title = "wrong_setting", "Wrong setting"
+class Unavailable(SandboxError):
+    code, status, title = "unavailable", 503, "Unavailable"
 
 
-class InstanceHeld(SettingsError):
-    """Another orchestrator has the instance."""
+class TerminalFailed(Unavailable):
+    """The sandbox of a terminal did not start."""
 
-    code, title = "instance_held", "Instance held"
+    code, title = "terminal_failed", "Terminal failed"
+
+
+class ContextFailed(Unavailable):
+    """The interpreter of a context did not boot."""
+
+    code, title = "context_failed", "Context failed"
+
+
+class IsolationError(Unavailable):
+    """A container started, but its self-test did not show every layer of isolation."""
+
+    code, title = "isolation_missing", "Isolation missing"
+
+
+class EngineError(Unavailable):
+    """The engine refused, failed or did not answer in time."""
+
+    code, title = "engine_error", "Engine error"
+
+
+class EngineAway(EngineError):
+    """The engine cannot be reached, or gave no answer in time: what was asked for may have been done."""
+
+    code, title = "engine_away", "Engine away"
+
+
+class NameTaken(EngineError):
+    """The engine has a container of this name already."""
+
+    code, title = "name_taken", "Name taken"
+
+
+class ImageMissing(EngineError):
+    """The engine does not have the image of a template."""
+
+    code, title = "image_missing", "Image missing"
 
 
 def _by_code(kind: type[SandboxError]) -> dict[str, type[SandboxError]]:

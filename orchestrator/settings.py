@@ -66,7 +66,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     ] = None
     state_dir: Annotated[
         str, Meta(description="directory for the instance lock, Lambda functions and the local engine's files")
-    ] = "/tmp/sandbox-orchestrator"  # noqa: S108 - see service.lock for what makes it safe
+    ] = "/tmp/sandbox-orchestrator"  # noqa: S108 - `file_lock` makes it safe
 
     cpu_quota: Annotated[Positive, Meta(description="cores that a container may use, never more than the host has")] = (
         2.0
