@@ -283,14 +283,16 @@ class ImageMissing(EngineError):
     code, title = "image_missing", "Image missing"
 
 
-def _by_code(kind: type[SandboxError]) -> dict[str, type[SandboxError]]:
-    found: dict[str, type[SandboxError]] = {}
+def by_code(kind: type[SandboxError] = SandboxError) -> dict[str, type[SandboxError]]:
+    """Return an error and all that are kinds of it, by their codes."""
+    found = {kind.code: kind}
     for child in kind.__subclasses__():
-        found |= _by_code(child)
-    return found | {kind.code: kind}  # a child without a code of its own does not stand for its parent's
+        for code, one in by_code(child).items():
+            found.setdefault(code, one)  # a kind without a code of its own does not stand for its parent's
+    return found
 
 
 def from_problem(problem: Problem) -> SandboxError:
     """Return the error that a problem document stands for; of an unknown code, the tree's root."""
-    kind = _by_code(SandboxError).get(problem.code, SandboxError)
+    kind = by_code().get(problem.code, SandboxError)
     return kind(problem.detail, retry_after_s=problem.retry_after_s)

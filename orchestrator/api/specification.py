@@ -18,7 +18,7 @@ from orchestrator.api.aws_words import AwsProblem
 from orchestrator.api.guard import OPEN, SIGNED, TAKES
 from orchestrator.api.problems import PROBLEM_JSON
 from orchestrator.api.seed_problems import SeedProblem
-from orchestrator.errors import Problem, SandboxError
+from orchestrator.errors import Problem, by_code
 
 Json = dict[str, Any]
 JSON = "application/json"
@@ -172,18 +172,11 @@ def refusals(operation: Json, path: str, handler: HTTPRouteHandler) -> Json:
 def problems() -> Iterator[tuple[str, Json]]:
     """Yield an answer for every status of the tree of errors, with the codes that it may have."""
     codes: dict[int, list[str]] = {}
-    for kind in tree(SandboxError):
-        codes.setdefault(kind.status, []).append(f"`{kind.code}`")
+    for code, kind in by_code().items():
+        codes.setdefault(kind.status, []).append(f"`{code}`")
     for status, known in sorted(codes.items()):
         described = {"description": ", ".join(known), "content": content_of("Problem", PROBLEM_JSON)}
         yield f"Problem{status}", described
-
-
-def tree(kind: type[SandboxError]) -> Iterator[type[SandboxError]]:
-    """Yield an error and all that are kinds of it."""
-    yield kind
-    for child in kind.__subclasses__():
-        yield from tree(child)
 
 
 def content_of(name: str, media_type: str) -> Json:
