@@ -32,11 +32,15 @@ class _RawReport(msgspec.Struct):
 _described = msgspec.json.Decoder(Described).decode
 
 
+class Installation(ExecutionRequest, frozen=True):
+    """Install packages into the session: one at a time."""
+
+
 class Note(msgspec.Struct, frozen=True, kw_only=True):
     """What the agent keeps of an execution, for the orchestrator that adopts it.
 
     `stays` is one that goes on when nobody waits for it, `followed` one whose events are read as they happen: both may be
-    asked for later.
+    asked for later. `installs` is an installation.
     """
 
     language: Language
@@ -48,6 +52,7 @@ class Note(msgspec.Struct, frozen=True, kw_only=True):
     background: bool = False
     stdin_open: bool = False
     context_id: str | None = None
+    installs: bool = False
 
 
 class Record:
@@ -202,6 +207,7 @@ def note_of(
         key=key,
         digest=None if key is None else hashlib.sha256(msgspec.json.encode(request)).hexdigest(),
         context_id=request.context_id,
+        installs=isinstance(request, Installation),
     )
 
 

@@ -3,7 +3,8 @@
 import re
 
 from orchestrator.errors import InvalidRequest, PackagesNotInstalled
-from orchestrator.models import Execution, ExecutionRequest, SessionRequest
+from orchestrator.executions import Installation
+from orchestrator.models import Execution, SessionRequest
 from orchestrator.session import Session
 from orchestrator.sessions import Sessions
 
@@ -28,7 +29,7 @@ def check_requirements(packages: list[str]) -> None:
             )
 
 
-def order(session: Session, packages: list[str], *, timeout_s: float | None = None) -> ExecutionRequest:
+def order(session: Session, packages: list[str], *, timeout_s: float | None = None) -> Installation:
     """Return the execution that installs packages. InvalidRequest when there is nowhere to take them from."""
     check_requirements(packages)
     words = list(PIP)
@@ -39,7 +40,7 @@ def order(session: Session, packages: list[str], *, timeout_s: float | None = No
                 f"There are no `packages` to install from: the session has no network, and template {template} no wheels"
             )
         words.append("--no-index")
-    return ExecutionRequest(command=[*words, "--", *packages], timeout_s=timeout_s)
+    return Installation(command=[*words, "--", *packages], timeout_s=timeout_s)
 
 
 async def create_session(sessions: Sessions, request: SessionRequest) -> Session:

@@ -59,6 +59,7 @@ class Session:
         self._transfers = 0
         self._displayed = 0
         self.turns = Turns(limit)
+        self.installs = Turns(1)  # two at once would replace the same package, and leave it in pieces
         self.records: OrderedDict[str, Record] = OrderedDict()
         self.running: dict[str, asyncio.Task[None]] = {}
         self.keys: dict[str, str] = {}

@@ -1,6 +1,8 @@
 """The turns of a session's executions: some run at once, the others wait in the order in which they came."""
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 
 class Turns:
@@ -34,6 +36,16 @@ class Turns:
             if self._waiting.pop(eid, None) is None and not turn.cancelled() and turn.result():
                 self.give_back()
             raise
+
+    @asynccontextmanager
+    async def turn(self, eid: str, *, begun: bool) -> AsyncIterator[None]:
+        """Have a turn for the time of the context. One that was called off has none; one that was `begun` before never waits."""
+        has_turn = self.take() if begun else await self.wait(eid)
+        try:
+            yield
+        finally:
+            if has_turn:
+                self.give_back()
 
     def call_off(self, eid: str) -> None:
         """Let an execution that waits wait no longer."""

@@ -53,6 +53,7 @@ class Work:
         elif record.facts.outcome is None:  # it queues, and need not any more
             record.facts.outcome = "cancelled"
             session.turns.call_off(record.id)
+            session.installs.call_off(record.id)
             if record.note.context_id is not None:
                 session.container.contexts.call_off(record.note.context_id, record.id)
 
@@ -129,7 +130,12 @@ class Work:
 
     @staticmethod
     def _turn(session: Session, record: Record, *, begun: bool = False) -> AbstractAsyncContextManager[str | None]:
-        """Wait for the turn of an execution in its context, if it has one; tell why it cannot run there."""
+        """Wait for the turn of an execution in its context, if it has one; tell why it cannot run there.
+
+        An installation waits for its turn among those.
+        """
+        if record.note.installs:
+            return session.installs.turn(record.id, begun=begun)
         cid = record.note.context_id
         return nullcontext() if cid is None else session.container.contexts.turn(cid, record.id, begun=begun)
 

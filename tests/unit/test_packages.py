@@ -3,6 +3,7 @@
 import re
 import subprocess
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,13 @@ import pytest
 
 from orchestrator.engine.local import interpreter
 from orchestrator.errors import InvalidRequest, PackagesNotInstalled
+from orchestrator.executions import Installation
 from orchestrator.models import Execution
 from orchestrator.packages import check_requirements, said
 from orchestrator.sdk import SyncSandboxClient
 from tests.contexts import has_ipython
 from tests.live import Live, serve
+from tests.unit.test_reconciler import House, until
 from tests.wheels import make_wheels
 
 HAS_PIP = subprocess.run([interpreter(), "-m", "pip", "--version"], capture_output=True, check=False).returncode == 0
@@ -75,6 +78,25 @@ def test_a_package_brings_what_it_needs_and_may_be_replaced(live: Live, session:
     assert value(live.client, session, "from needy import greet\ndef handler(event): return greet()") == "hello 1.0"
     assert install(live.client, session, "hello_wheel >= 2, < 3")["outcome"] == "ok"
     assert value(live.client, session) == "hello 2.1"
+
+
+@needs_pip
+def test_installations_that_are_asked_for_at_once_all_arrive_and_spoil_nothing(live: Live, session: str) -> None:
+    """Each replaces a package of the one before: pip removes its files, which another may be writing."""
+    asked = ["hello-wheel==2.1", "needy", "hello-wheel==2.1", "needy"]
+    with ThreadPoolExecutor(len(asked)) as pool:
+        done = list(pool.map(lambda package: install(live.client, session, package), asked))
+    assert [execution["outcome"] for execution in done] == ["ok"] * len(asked), done
+    code = "import needy, hello_wheel\ndef handler(event): return [needy.greet(), hello_wheel.greet()]"
+    one, other = value(live.client, session, code)
+    assert one == other
+    files = live.client.get(f"{session}/files", params={"recursive": "true"}).json()["files"]
+    known = [file["path"] for file in files if file["path"].endswith(".dist-info")]
+    version = one.removeprefix("hello ")
+    assert sorted(path.rpartition("/")[2] for path in known) == [
+        f"hello_wheel-{version}.dist-info",
+        "needy-1.0.dist-info",
+    ]
 
 
 @needs_pip
@@ -154,6 +176,31 @@ def test_the_sdk_installs_packages(live: Live) -> None:
             assert session.run(GREET).value == "hello 2.1"
         with pytest.raises(PackagesNotInstalled, match="No matching distribution"):
             client.create_session(packages=["nothing-here"])
+
+
+async def test_installations_run_one_after_the_other_beside_other_executions() -> None:
+    async with House().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        order = Installation(command=["pip"], timeout_s=100.0)
+        first, second, third, fourth = (house.sessions.start("s", order) for _ in range(4))
+        await until(lambda: agent.executed == [first.id])
+        beside = house.execute("s")
+        await until(lambda: len(agent.executed) == 2)
+        house.sessions.cancel("s", second.id)
+        assert await house.sessions.ended(second)
+        agent.finish(agent.executed[1])
+        assert (await beside).outcome == "ok"
+        house.sessions.cancel("s", first.id)
+        await until(lambda: agent.executed[2:] == [third.id])
+        agent.finish(third.id)
+        await until(lambda: agent.executed[3:] == [fourth.id])
+        agent.finish(fourth.id)
+        assert await house.sessions.ended(fourth)
+        done = [record.facts.outcome for record in (first, second, third, fourth)]
+        assert done == ["cancelled", "cancelled", "ok", "ok"]
+        assert session.installs.take()
 
 
 def test_without_wheels_and_network_there_is_nothing_to_install_from(client: httpx.Client) -> None:
