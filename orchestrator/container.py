@@ -26,6 +26,7 @@ class Container:
     """A started container. `lost_reason` is set once, when it or its agent vanished or lied.
 
     `broken_at` is set while its stream is broken and it may be attached again; only who gives `on_broken` has that done.
+    `broken_reason` says why it broke last, `tries` how often attaching again was in vain since.
     `blames_agent` tells of a time whether silence since then is the agent's doing, and not the engine's.
     """
 
@@ -58,7 +59,7 @@ class Container:
         self._whole = asyncio.Event()
         self._whole.set()
         self._closed = False
-        self._channel = Channel(self._on_frame, self._lose, self._break)
+        self._channel = Channel(self._on_frame, self.lose, self._break)
         self._runs = Runs(
             self._channel, output_limit=output_limit, display_limit=display_limit, on_overdue=self._overdue
         )
@@ -101,7 +102,7 @@ class Container:
             self._channel.close()
             raise
         if hello.session != self._session:
-            self._lose("the agent is bound to another session")
+            self.lose("the agent is bound to another session")
         else:
             self._channel.in_step = True
             self._catch_up({known.id: known for known in hello.executions})
@@ -112,7 +113,7 @@ class Container:
         self.require()
         self._session = await self._greeting.bind(session, kept)
         if self._session != session:
-            self._lose("the agent is bound to another session")
+            self.lose("the agent is bound to another session")
             raise ContainerLost("The container belongs to another session")
 
     def keep(self, session: str, kept: dict[str, Any]) -> None:
@@ -134,20 +135,19 @@ class Container:
         ContainerLost when the container vanishes, or when there is no result after `deadline_s`, if there is one.
         """
         lines = frames.encode_execute(eid, job, note=note, acks=self._runs.acks())
-        if not self.is_usable:
-            await self._be_whole()
+        await self._be_whole()
         return await self._runs.work(eid, lines, deadline_s, sink, hold=hold)
 
     async def resume(self, eid: str, *, deadline_s: float | None, sink: Sink, hold: bool) -> Result:
         """Follow an execution that was begun by an earlier orchestrator, from its first output on."""
-        if not self.is_usable:
-            await self._be_whole()
+        await self._be_whole()
         lines = iter([frames.encode("resync", id=eid, seq=0)])
         return await self._runs.work(eid, lines, deadline_s, sink, hold=hold)
 
     async def _be_whole(self) -> None:
         """Wait while the stream is broken. ContainerLost when the container is."""
-        await self._whole.wait()
+        if not self.is_usable:
+            await self._whole.wait()
         if self.lost_reason is not None:
             raise ContainerLost(self.lost_reason)
 
@@ -180,7 +180,7 @@ class Container:
         except TimeoutError:
             reason = f"the agent did not answer about {about} in time"
             if self._blames_agent(since):
-                self._lose(reason)
+                self.lose(reason)
             raise ContainerLost(reason) from None
 
     def beat(self) -> bool:
@@ -192,12 +192,17 @@ class Container:
         return answered
 
     def lose(self, reason: str) -> None:
-        """Give the container up."""
-        self._lose(reason)
+        """Count the container as lost. The first reason stays."""
+        if self.lost_reason is None:
+            said = self._channel.said_text.strip()
+            self.lost_reason = f"{reason}: {said}" if said and said not in reason else reason
+            self._channel.close()
+            self._fail(self.lost_reason)
+            self._on_lost(self)
 
     @property
     def is_usable(self) -> bool:
-        """Tell whether it can be talked to."""
+        """Whether it can be talked to."""
         return self.lost_reason is None and self.broken_at is None
 
     def require(self) -> None:
@@ -239,18 +244,10 @@ class Container:
             case frames.Fault():
                 raise ContainerLost(isolation.explain_complaint(frame.message))
 
-    def _lose(self, reason: str) -> None:
-        if self.lost_reason is None:
-            said = self._channel.said_text.strip()
-            self.lost_reason = f"{reason}: {said}" if said and said not in reason else reason
-            self._channel.close()
-            self._fail(self.lost_reason)
-            self._on_lost(self)
-
     def _break(self, reason: str) -> None:
         """The stream has ended. What runs goes on, and waits to be caught up with, where somebody attaches again."""
         if self._on_broken is None or not self.ready_at:
-            self._lose(reason)
+            self.lose(reason)
             return
         self._give_up(lambda: Unavailable("The stream to the container broke: try again", retry_after_s=AGAIN_S))
         self.streams.fail(f"The stream to the container broke, its session goes on: try again ({reason})")
@@ -275,7 +272,7 @@ class Container:
         """No result in time: lose the container if the agent is wedged, and not the engine that passes nothing on."""
         if self.broken_at is not None or not self._blames_agent(since):
             return False
-        self._lose("the agent gave no result in time")
+        self.lose("the agent gave no result in time")
         return True
 
     def _fail(self, reason: str) -> None:

@@ -57,7 +57,7 @@ class Observer:
 
     @property
     def is_due(self) -> bool:
-        """Tell whether it is time for the next look."""
+        """Whether it is time for the next look."""
         return self._asked_at is None and time.monotonic() >= self.due_at
 
     @property

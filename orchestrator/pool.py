@@ -46,7 +46,7 @@ class Pool:
 
     @property
     def is_short(self) -> bool:
-        """Tell whether containers are missing, those that start not counted."""
+        """Whether containers are missing, those that start not counted."""
         return sum(container.is_usable for container in self.ready) < self.recipe.template.pool_size + len(self.waiting)
 
     async def acquire(self, timeout_s: float) -> tuple[Container, Source]:
