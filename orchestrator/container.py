@@ -82,7 +82,8 @@ class Container:
         self._channel.in_step = False
         self._channel.open(await engine.attach(self.name, self._channel))
         hello = await self._greeting.greet({})
-        self._runs.adopt(known.id for known in hello.executions)
+        executions = hello.executions
+        self._runs.adopt((one.id for one in executions), queued=(one.id for one in executions if one.queued))
         self._session = hello.session
         self.contexts.adopt(hello.contexts)
         self._channel.in_step = True
@@ -128,15 +129,32 @@ class Container:
             self._channel.send(frames.encode("network", port=port))
 
     async def execute(
-        self, eid: str, job: dict[str, Any], *, note: dict[str, Any], deadline_s: float | None, sink: Sink, hold: bool
+        self,
+        eid: str,
+        job: dict[str, Any] | None,
+        *,
+        note: dict[str, Any],
+        deadline_s: float | None,
+        sink: Sink,
+        hold: bool,
     ) -> Result:
-        """Run a job, hand its output to `sink` as it comes, return its result; the agent is to `hold` that.
+        """Run a job, or without one that which the agent keeps in its queue.
 
+        Hand its output to `sink` as it comes, return its result; the agent is to `hold` that.
         ContainerLost when the container vanishes, or when there is no result after `deadline_s`, if there is one.
         """
-        lines = frames.encode_execute(eid, job, note=note, acks=self._runs.acks())
+        lines = frames.encode_job("execute", eid, job, note=note, acks=self._runs.acks())
         await self._be_whole()
         return await self._runs.work(eid, lines, deadline_s, sink, hold=hold)
+
+    def queue(self, eid: str, job: dict[str, Any], *, note: dict[str, Any]) -> None:
+        """Have the agent keep a job that waits for its turn, for the orchestrator that may come after this one."""
+        if self.is_usable and not self._channel.closed:
+            self._runs.queue(eid, frames.encode_job("queue", eid, job, note=note, acks=self._runs.acks()))
+
+    def call_off(self, eid: str) -> None:
+        """Have the agent forget a job that waited for its turn."""
+        self._runs.call_off(eid)
 
     async def resume(self, eid: str, *, deadline_s: float | None, sink: Sink, hold: bool) -> Result:
         """Follow an execution that was begun by an earlier orchestrator, from its first output on."""
@@ -239,7 +257,7 @@ class Container:
             case frames.Pong():
                 self.heartbeat.take(frame)
                 self._runs.answered()
-            case frames.Hello() | frames.Bound():
+            case frames.Hello() | frames.Part() | frames.Bound():
                 self._greeting.take(frame)
             case frames.Fault():
                 raise ContainerLost(isolation.explain_complaint(frame.message))

@@ -121,6 +121,11 @@ class Contexts:
         finally:
             context.turns.give_back()
 
+    def is_busy(self, cid: str) -> bool:
+        """Tell whether a cell that comes now has to wait for its turn, or for the context to boot."""
+        context = self.held.get(cid)
+        return context is not None and (context.turns.all_taken or context.state == "starting")
+
     def call_off(self, cid: str, eid: str) -> None:
         """Let a cell that waits for its turn wait no longer."""
         if (context := self.held.get(cid)) is not None:

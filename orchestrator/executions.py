@@ -108,8 +108,15 @@ class Record:
         for watcher in self.watchers:
             watcher()
 
-    async def run(self, container: Container, job: dict[str, Any], *, grace_s: float) -> None:
-        """Run the job in the container; afterwards `facts` tells the outcome, whatever happened."""
+    def queue(self, container: Container, job: dict[str, Any]) -> None:
+        """Have the job kept in the container until its turn has come, or it is called off."""
+        container.queue(self.id, job, note=msgspec.structs.asdict(self.note))
+
+    async def run(self, container: Container, job: dict[str, Any] | None, *, grace_s: float) -> None:
+        """Run the job in the container, without one that which is queued there.
+
+        Afterwards `facts` tells the outcome, whatever happened.
+        """
         self.sent = True
         note = msgspec.structs.asdict(self.note)
         deadline_s = None if self.note.timeout_s is None else self.note.timeout_s + grace_s

@@ -30,13 +30,17 @@ class AgentFrame(msgspec.Struct, frozen=True, tag_field="type", tag=str.lower, f
 
 
 class Known(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """An execution that the agent holds: `seq` counts its output frames, `note` came with it `age_s` ago."""
+    """An execution that the agent holds: `seq` counts its output frames, `note` came with it `age_s` ago.
+
+    One that is `queued` is not begun.
+    """
 
     id: Eid
     seq: Count
     done: bool
     note: dict[str, Any]
     age_s: Amount
+    queued: bool = False
 
 
 class Support(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -70,6 +74,14 @@ class Hello(AgentFrame, frozen=True):
     languages: dict[Language, Support] = {}
     wheels: bool = False
     contexts: Annotated[list[KnownContext], Meta(max_length=64)] = []
+
+
+class Part(AgentFrame, frozen=True):
+    """A piece of a hello that is too long for a line: all of them, up to the `last`, are its line."""
+
+    nonce: str
+    data: bytes
+    last: bool
 
 
 class Bound(AgentFrame, frozen=True):
@@ -193,7 +205,7 @@ class Described(msgspec.Struct, frozen=True):
 
 AnyStreamFrame = Open | Data | Credit | Finish | Close
 AnyAgentFrame = (
-    Hello | Bound | Output | Result | StdinTaken | Context | Pong | Fault | Open | Data | Credit | Finish | Close
+    Hello | Part | Bound | Output | Result | StdinTaken | Context | Pong | Fault | Open | Data | Credit | Finish | Close
 )
 _decoder = msgspec.json.Decoder(AnyAgentFrame)
 _encoder = msgspec.json.Encoder()
@@ -213,20 +225,23 @@ def encode(kind: str, /, **fields: Any) -> bytes:
     return _encoder.encode({"type": kind, **fields}) + b"\n"
 
 
-def encode_execute(eid: str, job: dict[str, Any], *, note: dict[str, Any], acks: list[str]) -> Iterator[bytes]:
-    """Yield the lines that hand over a job: one, or parts before it when the job is long.
+def encode_job(
+    kind: Literal["execute", "queue"], eid: str, job: dict[str, Any] | None, *, note: dict[str, Any], acks: list[str]
+) -> Iterator[bytes]:
+    """Yield the lines that hand over a job, to be executed or queued: one, or parts before it when the job is long.
 
+    Without a job, the one that was queued is executed.
     `note` is kept by the agent and said again to who adopts the execution. `acks` names executions whose
     results have arrived, so that the agent may forget them.
     """
-    line = encode("execute", id=eid, job=job, note=note, acks=acks)
+    line = encode(kind, id=eid, job=job, note=note, acks=acks)
     if len(line) <= LINE_LIMIT:
         yield line
         return
     body = _encoder.encode({"job": job})
     for start in range(0, len(body), PART):
         yield encode("part", id=eid, data=body[start : start + PART])
-    yield encode("execute", id=eid, note=note, acks=acks)
+    yield encode(kind, id=eid, note=note, acks=acks)
 
 
 def encode_stdin(eid: str, number: int, data: bytes, *, close: bool) -> Iterator[bytes]:

@@ -41,13 +41,17 @@ class Run:
 
 
 class Runs:
-    """Runs by id. Of an `adopted` execution the agent may speak before, after and twice: it may be catching up."""
+    """Runs by id. Of an `adopted` execution the agent may speak before, after and twice: it may be catching up.
+
+    `queued` are those whose jobs wait at the agent for us to say that their turn has come.
+    """
 
     def __init__(
         self, channel: Channel, *, output_limit: int, display_limit: int, on_overdue: Callable[[float], bool]
     ) -> None:
         """`on_overdue` is told since when a result is overdue, and whether that is the end it returns."""
         self.active: dict[str, Run] = {}
+        self.queued: set[str] = set()
         self._channel = channel
         self._on_overdue = on_overdue
         self._output_limits = dict.fromkeys(get_args(Stream), output_limit) | {"artifact": ARTIFACT_BYTES}
@@ -57,15 +61,30 @@ class Runs:
         self._told: set[str] = set()  # acknowledged since the last answer to a ping
         self._held: deque[str] = deque()
 
-    def adopt(self, eids: Iterable[str]) -> None:
-        """Expect that the agent speaks of these."""
+    def adopt(self, eids: Iterable[str], *, queued: Iterable[str] = ()) -> None:
+        """Expect that the agent speaks of these; some of them are queued."""
         self._adopted.update(eids)
+        self.queued.update(queued)
+
+    def queue(self, eid: str, lines: Iterable[bytes]) -> None:
+        """Say these lines, by which the agent gets a job to keep."""
+        self.queued.add(eid)
+        for line in lines:
+            self._channel.send(line)
+
+    def call_off(self, eid: str) -> None:
+        """Have the agent forget a job that it keeps."""
+        if eid in self.queued:
+            self.queued.remove(eid)
+            if not (self._channel.is_waited_for or self._channel.closed):
+                self._channel.send(frames.encode("cancel", id=eid))
 
     async def work(
         self, eid: str, lines: Iterator[bytes], deadline_s: float | None, sink: Sink, *, hold: bool
     ) -> Result:
         """Say these lines, hand the output that follows to `sink`, return the result; the agent is to `hold` that."""
         run = self.active[eid] = Run(sink)
+        self.queued.discard(eid)
         if deadline_s is not None:
             run.timer = asyncio.get_running_loop().call_later(deadline_s, self._overdue, eid)
         try:
@@ -127,18 +146,23 @@ class Runs:
             raise ContainerLost("the agent sent output above the limit")
         run.sink(frame.stream, frame.data)
 
-    def catch_up(self, known: Mapping[str, object]) -> Iterator[bytes]:
+    def catch_up(self, known: Mapping[str, frames.Known]) -> Iterator[bytes]:
         """Yield what to say to an agent that was attached to again, and knows these executions."""
         settled_at = time.monotonic() + CATCH_UP_S
         for eid, run in self.active.items():
             if run.overdue_at is not None:
                 run.overdue_at = settled_at
             if eid in known:
+                if known[eid].queued:  # that its turn has come did not arrive
+                    yield frames.encode("execute", id=eid)
                 yield frames.encode("resync", id=eid, seq=run.seq)
                 if run.is_cancelled:
                     yield frames.encode("cancel", id=eid)
             elif not run.done.done():
                 run.done.set_exception(ContainerLost(NOT_ARRIVED))
+        for eid in known.keys() - self.active.keys() - self.queued:
+            if known[eid].queued:  # nor that it was called off
+                yield frames.encode("cancel", id=eid)
         self._acks += sorted(self._told & known.keys())  # said to a stream that may have been broken by then
         self._told.clear()
 

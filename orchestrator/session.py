@@ -15,7 +15,7 @@ from orchestrator import models
 from orchestrator.container import Container
 from orchestrator.egress.outlet import Outlet
 from orchestrator.errors import InvalidRequest
-from orchestrator.executions import Record
+from orchestrator.executions import Note, Record
 from orchestrator.files import Workspace
 from orchestrator.models import EndReason, SessionRequest, Source
 from orchestrator.turns import Turns
@@ -112,6 +112,12 @@ class Session:
         finally:
             self.terminals -= 1
             self.touch()
+
+    def is_busy(self, note: Note) -> bool:
+        """Tell whether an execution that comes now has to wait for its turn."""
+        if note.context_id is not None and self.container.contexts.is_busy(note.context_id):
+            return True
+        return self.turns.all_taken and not note.background
 
     def add(self, record: Record, task: asyncio.Task[None]) -> None:
         """Take an execution in."""

@@ -153,7 +153,7 @@ class Sessions:
         self.held[session.id] = session
         for known in hello.executions:
             record = Record(known.id, session.id, notes[known.id], age_s=known.age_s)
-            self.work.resume(session, record, done=known.done)
+            self.work.resume(session, record, done=known.done, queued=known.queued)
         log.info("session_adopted", session=session.id, template=container.template, executions=len(hello.executions))
         return True
 

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import Any
 
 import structlog
 
@@ -42,9 +43,10 @@ class Work:
         """Run an execution in its turn."""
         self._begin(session, record, self._run(session, record, request))
 
-    def resume(self, session: Session, record: Record, *, done: bool) -> None:
-        """Follow an execution that an earlier orchestrator began; `done` tells whether it has ended since."""
-        self._begin(session, record, self._resume(session, record, done=done))
+    def resume(self, session: Session, record: Record, *, done: bool, queued: bool) -> None:
+        """Follow an execution that an earlier orchestrator began, or `queued`; `done` tells whether it has ended since."""
+        work = self._run(session, record, None) if queued else self._resume(session, record, done=done)
+        self._begin(session, record, work)
 
     def cancel(self, session: Session, record: Record) -> None:
         """Kill an execution; one that has ended is left alone."""
@@ -68,17 +70,18 @@ class Work:
             task.cancel()
 
     async def execute(
-        self, record: Record, container: Container, request: ExecutionRequest, env: dict[str, str]
+        self, record: Record, container: Container, request: ExecutionRequest | None, env: dict[str, str]
     ) -> None:
-        """Hand an execution to a container, follow it to its end, account for it."""
+        """Hand an execution to a container, follow it to its end, account for it.
+
+        Without a request it is one that an earlier orchestrator queued.
+        """
         facts = record.facts
-        memory_kb = self._pools[container.template].recipe.template.memory_kb
-        context = lambda_context(facts.id, facts.session_id, memory_kb=memory_kb)
-        if request.context_id is not None:
-            container.contexts.count(request.context_id)
+        if record.note.context_id is not None:
+            container.contexts.count(record.note.context_id)
         try:
             with traces.execution(facts) as place:
-                job = job_of(request, timeout_s=record.note.timeout_s, env=place | env, context=context)
+                job = None if request is None else self._job(record, container, request, place | env)
                 await record.run(container, job, grace_s=self._grace_s(record))
         finally:
             if facts.outcome is not None or not self.keeping:  # else it goes on
@@ -100,7 +103,16 @@ class Work:
             self._background.add(task)
         task.add_done_callback(finish)
 
-    async def _run(self, session: Session, record: Record, request: ExecutionRequest) -> None:
+    def _job(
+        self, record: Record, container: Container, request: ExecutionRequest, env: dict[str, str]
+    ) -> dict[str, Any]:
+        memory_kb = self._pools[container.template].recipe.template.memory_kb
+        context = lambda_context(record.id, record.facts.session_id, memory_kb=memory_kb)
+        return job_of(request, timeout_s=record.note.timeout_s, env=env, context=context)
+
+    async def _run(self, session: Session, record: Record, request: ExecutionRequest | None) -> None:
+        if request is not None and record.is_held and session.is_busy(record.note):
+            record.queue(session.container, self._job(record, session.container, request, session.env))
         async with self._turn(session, record) as refusal:
             if refusal is not None and record.facts.outcome is None:
                 record.refuse(refusal)
@@ -111,6 +123,7 @@ class Work:
                 if record.facts.outcome is None:
                     await self.execute(record, session.container, request, session.env)
                 else:  # cancelled while it queued, or refused by its context
+                    session.container.call_off(record.id)
                     record.duration_s = time.monotonic() - record.begun
                     self._account(record, session.container.template)
             finally:

@@ -17,7 +17,8 @@ class Played:
     """The wire to an agent that is played here. It answers by itself; a test may also speak for it.
 
     While `mute` it hears and says nothing. While `holding` an execution runs until `finish` or `cancel`.
-    `said` has the frames of every execution that is not acknowledged, `notes` what came with it.
+    `said` has the frames of every execution that is not acknowledged, `notes` what came with it, `queue` what came with
+    those that are not begun.
     """
 
     def __init__(self, spec: Spec, receiver: Receiver, *, holding: bool) -> None:
@@ -32,6 +33,7 @@ class Played:
         self.kept_age_s = 0.0
         self.notes: dict[str, frames.Frame] = {}
         self.said: dict[str, list[frames.Frame]] = {}
+        self.queue: dict[str, frames.Frame] = {}
         self.executed: list[str] = []
         self.heard: list[str] = []
         self._receiver = receiver
@@ -109,7 +111,7 @@ class Played:
     _on_data = _on_credit = _on_finish = _on_close = _on_open
 
     def _on_hello(self, frame: frames.Frame) -> None:
-        executions = [
+        executions: list[frames.Frame] = [
             {
                 "id": eid,
                 "seq": self._seq(eid),
@@ -119,8 +121,20 @@ class Played:
             }
             for eid, said in self.said.items()
         ]
-        facts = {"version": AGENT_VERSION, "session": self.session, "kept": self.kept, "kept_age_s": self.kept_age_s}
-        self.say("hello", nonce=frame["nonce"], canary={}, languages=LANGUAGES, executions=executions, **facts)
+        executions += [
+            {"id": eid, "seq": 0, "done": False, "queued": True, "note": note, "age_s": 0.0}
+            for eid, note in self.queue.items()
+        ]
+        hello = {
+            "type": "hello",
+            "version": AGENT_VERSION,
+            "nonce": frame["nonce"],
+            "canary": {},
+            "languages": LANGUAGES,
+        }
+        kept = {"session": self.session, "kept": self.kept, "kept_age_s": self.kept_age_s, "executions": executions}
+        for part in frames.split(hello | kept):
+            self.say(**part)
 
     def _on_bind(self, frame: frames.Frame) -> None:
         self.session, self.kept = frame["session"], frame["kept"]
@@ -133,8 +147,11 @@ class Played:
         self.say("pong", number=frame["number"])
 
     def _on_execute(self, frame: frames.Frame) -> None:
+        note = self.queue.pop(frame["id"], {})
+        if frame["id"] in self.said:
+            return
         self.executed.append(frame["id"])
-        self.notes[frame["id"]] = frame["note"]
+        self.notes[frame["id"]] = frame.get("note") or note
         self.said[frame["id"]] = []
         if not self.holding:
             self.finish(frame["id"])
@@ -145,7 +162,12 @@ class Played:
     def _on_stdin(self, frame: frames.Frame) -> None:
         self.say("stdin_taken", number=frame["number"], result="taken")
 
+    def _on_queue(self, frame: frames.Frame) -> None:
+        self.queue[frame["id"]] = frame["note"]
+
     def _on_cancel(self, frame: frames.Frame) -> None:
+        if self.queue.pop(frame["id"], None) is not None:
+            return
         self.finish(frame["id"], "cancelled", 137)
 
     def _on_resync(self, frame: frames.Frame) -> None:

@@ -4,6 +4,7 @@ import base64
 import os
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,7 +15,7 @@ from channel import Channel
 from contexts import Contexts
 from execution import Execution
 from files import Files
-from frames import Frame, decode
+from frames import Frame, decode, split
 from languages import PYTHON
 from launcher import Launcher, prepare_process
 from limits import Limits
@@ -28,15 +29,29 @@ from streams import Streams
 from sweeps import Sweeps
 from terminal import Terminals
 
-VERSION = 11
+VERSION = 12
 UNFIT = "The agent in the image does not fit this orchestrator: build the image anew"
 REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
+
+
+@dataclass(slots=True, frozen=True)
+class Queued:
+    """An execution that waits for its turn; `at` is when it came."""
+
+    job: Frame
+    note: Frame
+    at: float
+
+    def summary(self, eid: str, now: float) -> Frame:
+        """Return what a newly attached orchestrator must know of it."""
+        return {"id": eid, "seq": 0, "done": False, "queued": True, "note": self.note, "age_s": now - self.at}
 
 
 class Agent:
     """Executions by id, and the stock of sandboxes that wait for the next ones.
 
-    An execution stays here, with its numbered output, until the orchestrator acknowledges its result.
+    An execution stays here, with its numbered output, until the orchestrator acknowledges its result. One in the `queue`
+    is not begun: its job waits here so that it outlives the orchestrator, which says when its turn has come.
     """
 
     def __init__(self, scratch: Path, workspace: Path) -> None:
@@ -51,6 +66,7 @@ class Agent:
         self._canary: Any = None
         self._hello: Frame | None = None
         self._executions: dict[str, Execution] = {}
+        self._queue: dict[str, Queued] = {}
         self._parts: dict[str, list[bytes]] = {}
         self._sweeps = Sweeps(self._loop)
         self._streams = Streams(self._loop, self._send, lambda: self._channel.waiting)
@@ -102,16 +118,24 @@ class Agent:
     def _on_part(self, frame: Frame) -> None:
         self._parts.setdefault(frame["id"], []).append(base64.b64decode(frame["data"]))
 
+    def _job_of(self, frame: Frame) -> Frame | None:
+        """Return the job that comes with a frame, or came in parts before it."""
+        job: Frame | None = frame.get("job") or (decode(b"".join(self._parts.pop(frame["id"], []))) or {}).get("job")
+        return job
+
+    def _on_queue(self, frame: Frame) -> None:
+        if (job := self._job_of(frame)) is not None:
+            self._queue[frame["id"]] = Queued(job, frame["note"], time.monotonic())
+
     def _on_execute(self, frame: Frame) -> None:
-        job = frame.get("job")
-        if job is None:
-            job = (decode(b"".join(self._parts.pop(frame["id"], []))) or {}).get("job")
+        queued = self._queue.pop(frame["id"], None)
+        job, note = self._job_of(frame), frame.get("note") or {}
+        if job is None and queued is not None:
+            job, note = queued.job, queued.note
         if frame["id"] in self._executions or job is None:
             return
         kind = Cell if "context_id" in job else Execution
-        execution = kind(
-            frame["id"], job, frame.get("note") or {}, self._sandboxes.limits, self._loop, self._send, self._done
-        )
+        execution = kind(frame["id"], job, note, self._sandboxes.limits, self._loop, self._send, self._done)
         execution.changed = self._files.changed
         self._executions[frame["id"]] = execution
         if isinstance(execution, Cell):
@@ -133,6 +157,7 @@ class Agent:
         self._send({"type": "stdin_taken", "number": frame["number"], "result": result})
 
     def _on_cancel(self, frame: Frame) -> None:
+        self._queue.pop(frame["id"], None)
         if execution := self._executions.get(frame["id"]):
             execution.stop("cancelled")
 
@@ -217,22 +242,25 @@ class Agent:
 
     def _greet(self) -> None:
         assert self._hello is not None
+        now = time.monotonic()
         executions = [execution.summary() for execution in self._executions.values()]
-        self._send(
+        executions += [queued.summary(eid, now) for eid, queued in self._queue.items()]
+        for part in split(
             {
                 "type": "hello",
                 "version": VERSION,
                 "nonce": self._hello["nonce"],
                 "session": self._session,
                 "kept": self._kept,
-                "kept_age_s": time.monotonic() - self._kept_at,
+                "kept_age_s": now - self._kept_at,
                 "canary": self._canary,
                 "languages": {name: {"handlers": bool(row.harness)} for name, row in self._sandboxes.languages.items()},
                 "wheels": self._sandboxes.has_wheels,
                 "executions": executions,
                 "contexts": self._contexts.known(),
             }
-        )
+        ):
+            self._send(part)
 
 
 def untold(frame: Frame | None, *, more: bool = False) -> None:

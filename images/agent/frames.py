@@ -1,12 +1,14 @@
 """The agent's side of the channel: newline-delimited JSON frames."""
 
+import base64
 import json
+from collections.abc import Iterator
 from typing import Any
 
 Frame = dict[str, Any]
 
 LINE_LIMIT = 64 * 1024  # bytes of one frame, newline included
-CHUNK = 32 * 1024  # raw bytes that one output frame carries; base64 keeps it below LINE_LIMIT
+CHUNK = 32 * 1024  # raw bytes that one frame carries; base64 keeps it below LINE_LIMIT
 
 _encode = json.JSONEncoder(separators=(",", ":")).encode
 
@@ -14,6 +16,17 @@ _encode = json.JSONEncoder(separators=(",", ":")).encode
 def encode(frame: Frame) -> bytes:
     """Return one frame as a line."""
     return _encode(frame).encode() + b"\n"
+
+
+def split(frame: Frame) -> Iterator[Frame]:
+    """Yield a frame with a nonce; one that is too long for a line as parts, which together are its line."""
+    line = encode(frame)
+    if len(line) < LINE_LIMIT:
+        yield frame
+        return
+    for start in range(0, len(line), CHUNK):
+        data = base64.b64encode(line[start : start + CHUNK]).decode()
+        yield {"type": "part", "nonce": frame["nonce"], "data": data, "last": start + CHUNK >= len(line)}
 
 
 def decode(line: bytes) -> Frame | None:

@@ -1,6 +1,7 @@
 """What an orchestrator takes over from an earlier one, and how it answers a request that is sent again."""
 
 import asyncio
+import base64
 import itertools
 import time
 from collections.abc import AsyncIterator, Callable
@@ -12,6 +13,7 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
+import frames
 from orchestrator.adoption import adopt
 from orchestrator.channel import Channel
 from orchestrator.container import Container
@@ -28,6 +30,7 @@ from orchestrator.errors import (
     SessionNotFound,
     Unavailable,
 )
+from orchestrator.executions import Record
 from orchestrator.frames import LINE_LIMIT, AnyAgentFrame, Result
 from orchestrator.greeting import AGENT_VERSION
 from orchestrator.metrics import Metrics
@@ -279,6 +282,54 @@ async def test_an_answer_to_an_orchestrator_that_died_meanwhile_is_passed_over(m
     assert scene.lost == []
 
 
+def say_in_parts(agent: Played, hello: frames.Frame, *, mark_last: bool = True) -> None:
+    """Send a hello in two parts."""
+    line = base64.b64encode(frames.encode(hello)).decode()
+    half = len(line) // 8 * 4
+    agent.say("part", nonce=hello["nonce"], data=line[:half], last=False)
+    agent.say("part", nonce=hello["nonce"], data=line[half:], last=mark_last)
+
+
+def say_without_end(agent: Played, hello: frames.Frame) -> None:
+    """Send parts of a hello that is longer than any."""
+    for _ in range(40):
+        say_in_parts(agent, hello | {"x": "y" * (1 << 15)}, mark_last=False)
+
+
+async def test_parts_for_an_orchestrator_that_died_meanwhile_are_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene()
+    await scene.crash()
+    answer = Played._on_hello
+
+    def answer_both(agent: Played, frame: dict[str, Any]) -> None:
+        say_in_parts(agent, {"type": "hello", "nonce": "of the one that died"}, mark_last=False)
+        answer(agent, frame)
+
+    monkeypatch.setattr(Played, "_on_hello", answer_both)
+    assert (await scene.second.adopt(scene.stage)).session == "s"
+    assert scene.lost == []
+
+
+LIES: list[tuple[str, Callable[[Played, frames.Frame], None]]] = [
+    ("is no hello", lambda agent, ours: say_in_parts(agent, ours | {"type": "part", "data": "", "last": True})),
+    ("frame that is none", say_in_parts),
+    ("without an end", say_without_end),
+]
+
+
+@pytest.mark.parametrize(("reason", "lie"), LIES, ids=[reason for reason, _ in LIES])
+async def test_parts_that_make_no_hello_lose_a_new_container(
+    reason: str, lie: Callable[[Played, frames.Frame], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(agent: Played, frame: frames.Frame) -> None:
+        lie(agent, {"type": "hello", "nonce": frame["nonce"]})
+
+    monkeypatch.setattr(Played, "_on_hello", answer)
+    scene = Scene()
+    with pytest.raises(ContainerLost, match=reason):
+        await scene.first.start(scene.stage, {})
+
+
 async def test_results_that_are_held_are_acknowledged_when_there_are_too_many() -> None:
     scene = Scene()
     scene.stage.holding = False
@@ -525,6 +576,86 @@ async def test_more_that_runs_than_may_run_now_can_still_be_read_and_cancelled()
 
 
 # --- keys
+
+
+async def test_a_session_that_keeps_much_in_another_script_survives() -> None:
+    """What it keeps is within its limit, and the agent's hello is not within a line."""
+    metadata = {f"m{number}": "北" * 500 for number in range(16)}
+    env = {f"A{number}": "京" * 1000 for number in range(10)}
+    async with House().running() as first:
+        await first.create(metadata=metadata, env=env)
+        agent = first.agent()
+        assert len(frames.encode({"kept": agent.kept})) > LINE_LIMIT
+    async with House(first.stage).running() as second:
+        found = second.sessions.get("s")
+        assert (found.metadata, found.own_env) == (metadata, env)
+
+
+# --- executions that wait for their turn
+
+
+def begin(house: House, key: str | None = None, *, stays: bool = False) -> Record:
+    request = ExecutionRequest(code="", timeout_s=SOON_S)
+    return house.sessions.start("s", request, key=key, stays=stays)
+
+
+async def test_what_waits_for_its_turn_outlives_the_orchestrator_and_runs_once_in_order() -> None:
+    async with House(session_executions=1).running() as first:
+        await first.create()
+        agent = first.agent()
+        agent.holding = True
+        ran = [begin(first, "a"), begin(first, "b"), begin(first, stays=True)]
+        unattended = begin(first)
+        await until(lambda: len(agent.queue) == 2)
+        assert agent.executed == [ran[0].id]
+    async with House(first.stage, session_executions=1).running() as second:
+        repeat = second.execute(key="b")
+        await settle()
+        assert agent.executed == [ran[0].id], "it is not its turn yet"
+        for number, record in enumerate(ran):
+            await until(lambda: len(agent.executed) == number + 1)  # noqa: B023
+            agent.finish(record.id)
+        assert ((await repeat).id, (await repeat).outcome) == (ran[1].id, "ok")
+        await until(lambda: second.sessions.execution("s", ran[2].id).facts.outcome == "ok")
+        assert agent.executed == [record.id for record in ran], "each ran once, and in order"
+        assert agent.queue == {}
+        with pytest.raises(ExecutionNotFound):
+            second.sessions.execution("s", unattended.id)
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+async def test_what_was_cancelled_while_it_waited_does_not_run_after_a_crash(crashed: bool) -> None:
+    async with House(session_executions=1).running() as first:
+        await first.create()
+        agent = first.agent()
+        agent.holding = True
+        running, waiting = begin(first, "a"), begin(first, "b")
+        await until(lambda: agent.queue)
+        if not crashed:
+            first.sessions.cancel("s", waiting.id)
+            await until(lambda: waiting.facts.outcome and not agent.queue)
+    async with House(first.stage, session_executions=1).running() as second:
+        if crashed:
+            second.sessions.cancel("s", waiting.id)
+            await until(lambda: second.sessions.execution("s", waiting.id).facts.outcome == "cancelled")
+        agent.finish(running.id)
+        await until(lambda: second.sessions.in_flight == 0)
+        assert (agent.executed, agent.queue) == ([running.id], {})
+
+
+async def test_at_an_upgrade_what_waits_is_left_to_the_next() -> None:
+    async with House(session_executions=1, on_exit="keep").running() as first:
+        await first.create()
+        agent = first.agent()
+        agent.holding = True
+        running, waiting = begin(first, stays=True), begin(first, stays=True)
+        await until(lambda: agent.queue)
+        await first.sessions.drain(0.01)
+    async with House(first.stage, session_executions=1).running() as second:
+        agent.finish(running.id)
+        await until(lambda: len(agent.executed) == 2)
+        agent.finish(waiting.id)
+        await until(lambda: second.sessions.execution("s", waiting.id).facts.outcome == "ok")
 
 
 async def test_the_same_request_with_the_same_key_is_run_once() -> None:

@@ -968,6 +968,44 @@ async def test_the_first_session_counts_and_its_kept_facts_are_replaced_and_told
     await engine.remove(fresh.name)
 
 
+async def test_a_hello_that_is_too_long_for_a_line_comes_in_parts(engine: LocalEngine) -> None:
+    """What a session keeps counts in UTF-8, and leaves the agent in ASCII."""
+    fresh = Driver(engine)
+    await fresh.start()
+    kept = {"metadata": {"text": "北" * 19_000}}
+    fresh.send("bind", session="s", kept=kept)
+    await fresh.expect("bound")
+    fresh.send("hello", version=AGENT_VERSION, nonce="n", limits=LIMITS)
+    parts = await fresh.expect(*["part"] * 4)
+    assert [(part["nonce"], part["last"]) for part in parts] == [("n", False)] * 3 + [("n", True)]
+    hello = frames.decode(b"".join(base64.b64decode(part["data"]) for part in parts))
+    assert isinstance(hello, frames.Hello)
+    assert (hello.nonce, hello.session, hello.kept) == ("n", "s", kept)
+    await engine.remove(fresh.name)
+
+
+async def test_a_job_in_the_queue_is_told_and_runs_when_its_turn_has_come(driver: Driver) -> None:
+    long = job("import os\nos.write(1, b'q')\n#" + "x" * frames.LINE_LIMIT)
+    for name, kept in (("long", long), ("short", job("pass")), ("unwanted", job("pass"))):
+        driver.wire.write(b"".join(frames.encode_job("queue", name, kept, note={"key": name}, acks=[])))
+    driver.send("cancel", id="unwanted")
+    driver.send("hello", version=AGENT_VERSION, nonce="n", limits=LIMITS)
+    [hello] = await driver.expect("hello")
+    queued = [(known["id"], known["queued"], known["note"]) for known in hello["executions"]]
+    assert queued == [("long", True, {"key": "long"}), ("short", True, {"key": "short"})]
+    driver.send("execute", id="long", acks=[])
+    driver.send("execute", id="unwanted", acks=[])
+    output, result = await driver.expect("output", "result")
+    assert (output["id"], base64.b64decode(output["data"]), result["outcome"]) == ("long", b"q", "ok")
+    driver.wire.write(b"".join(frames.encode_job("execute", "short", job("exit(3)"), note={}, acks=["long"])))
+    [result] = await driver.expect("result")
+    assert result["exit_code"] == 3, "a job that comes with the word is the one that runs"
+    driver.send("hello", version=AGENT_VERSION, nonce="n", limits=LIMITS)
+    [hello] = await driver.expect("hello")
+    assert [(known["id"], known.get("queued")) for known in hello["executions"]] == [("short", None)]
+    driver.send("ack", acks=["short"])
+
+
 async def test_a_result_is_kept_until_acknowledged_and_sent_again_from_any_number(driver: Driver) -> None:
     code = "import os, time\nfor n in range(3):\n  os.write(1, b'%d' % n)\n  time.sleep(0.05)"
     driver.send("execute", id="kept", job=job(code), note={"key": "k"})

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator import attachments, greeting, observer, runs
 from orchestrator.errors import ContainerLost, EngineAway, SessionEnded, Unavailable
-from orchestrator.models import OneShotRequest, SessionPatch
+from orchestrator.models import ExecutionRequest, OneShotRequest, SessionPatch
 from tests.fake_engine import FakeEngine
 from tests.unit.test_reconciler import NEVER_S, House, settle, until
 
@@ -190,6 +190,27 @@ async def test_what_waits_for_its_turn_when_the_stream_breaks_has_it_afterwards(
         agent.finish(agent.executed[0])
         house.engine.faults.clear()
         assert [(await task).outcome for task in (first, second)] == ["ok", "ok"]
+
+
+async def test_words_on_what_waits_that_went_into_a_broken_stream_are_said_again() -> None:
+    """That its turn has come, and that it was called off."""
+    async with house_of(session_executions=1).running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = True
+        request = ExecutionRequest(code="", timeout_s=500)
+        first, second, third = (house.sessions.start("s", request, key=key) for key in "abc")
+        await until(lambda: len(agent.queue) == 2)
+        agent.finish(first.id)
+        agent.is_cut = True  # bytes are taken, and go nowhere
+        house.sessions.cancel("s", third.id)
+        await until(lambda: second.sent and third.facts.outcome)
+        agent.cut()
+        await until(lambda: len(agent.executed) == 2)
+        agent.finish(second.id)
+        await until(lambda: second.facts.outcome)
+        assert (second.facts.outcome, third.facts.outcome) == ("ok", "cancelled")
+        assert (agent.executed, agent.queue) == ([first.id, second.id], {})
 
 
 async def test_a_container_that_is_gone_is_lost_at_once_with_its_session_and_execution() -> None:

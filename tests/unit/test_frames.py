@@ -70,7 +70,7 @@ def test_a_job_arrives_as_it_was_sent_whatever_its_length_and_however_the_stream
 ) -> None:
     job = {"code": code * repeat, "event": event, "timeout_s": 1.5}
     listener = Listener()
-    for chunk in cut(b"".join(frames.encode_execute("e1", job, note={}, acks=["e0"])), sizes):
+    for chunk in cut(b"".join(frames.encode_job("execute", "e1", job, note={}, acks=["e0"])), sizes):
         listener.feed(chunk)
     assert listener.jobs == [job]
 
@@ -78,7 +78,9 @@ def test_a_job_arrives_as_it_was_sent_whatever_its_length_and_however_the_stream
 @pytest.mark.parametrize("spare", [-1, 0, 1, 2])
 def test_a_job_goes_in_parts_exactly_when_its_line_would_be_too_long(spare: int) -> None:
     empty = len(frames.encode("execute", id="e1", job={"code": ""}, note={}, acks=[]))
-    lines = list(frames.encode_execute("e1", {"code": "x" * (frames.LINE_LIMIT - empty + spare)}, note={}, acks=[]))
+    lines = list(
+        frames.encode_job("execute", "e1", {"code": "x" * (frames.LINE_LIMIT - empty + spare)}, note={}, acks=[])
+    )
     assert [len(line) <= frames.LINE_LIMIT for line in lines] == [True] * len(lines)
     assert (len(lines) > 1) == (spare > 0)
 
