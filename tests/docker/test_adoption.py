@@ -256,6 +256,43 @@ def test_containers_are_those_of_sessions_and_pool_and_no_others(engine: docker.
     assert (pool["containers"], pool["pools"][0]["ready"]) == (2, 1)
 
 
+def test_what_waited_for_its_turn_runs_after_a_crash_once_and_in_order(
+    engine: docker.DockerClient, named: Callable[[str], str], state_dir: Path
+) -> None:
+    """In a session that keeps as much as it may, in a script of which each letter takes the agent six bytes."""
+    instance = named("queue")
+    folder = state_dir / instance
+    folder.mkdir()
+    settings = {"uid_base": "54300", "pool_size": "1", "session_executions": "1"}
+    metadata = {f"m{number}": "北" * 500 for number in range(16)}
+    env = {f"A{number}": "京" * 1000 for number in range(10)}
+    note = "\nopen('order', 'a').write(sys.argv[1])"
+    wait = "import os, sys, time\nwhile not os.path.exists('go'): time.sleep(0.02)" + note
+    with serve(folder, instance=instance, engine="docker", **settings) as first:
+        path = first.client.post("/v1/sessions", json={"metadata": metadata, "env": env}).headers["Location"]
+
+        def begin(code: str, mark: str) -> str:
+            body = {"code": code, "args": [mark], "timeout_s": 60}
+            answer = first.client.post(f"{path}/executions", json=body, headers={"Prefer": "respond-async"})
+            assert answer.status_code == 202, answer.text
+            return answer.headers["Location"]
+
+        begun = [begin(wait, "a"), *(begin(f"import sys{note}\n#{'x' * 100_000}", mark) for mark in "bcd")]
+        assert first.client.delete(begun[2]).status_code == 204
+        first.client.get(path)  # answered behind what was sent
+        first.process.kill()
+        first.process.wait(SOON_S)
+    with next_life(folder, instance, **settings) as (second, _):
+        assert second.client.get(path).json()["metadata"] == metadata
+        assert [second.client.get(one).status_code for one in begun] == [200, 200, 404, 200]
+        assert second.client.put(f"{path}/files/go", content=b"").status_code in (200, 201, 204)
+        for one in (begun[0], begun[1], begun[3]):
+            until(lambda: second.client.get(one).json()["outcome"] == "ok")  # noqa: B023
+        assert shell(second.client, path, "cat order") == "abd"
+        assert second.terminate() == 0
+    assert ours(engine, instance) == []
+
+
 # --- an upgrade
 
 
