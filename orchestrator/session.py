@@ -117,6 +117,8 @@ class Session:
         """Tell whether an execution that comes now has to wait for its turn."""
         if note.context_id is not None and self.container.contexts.is_busy(note.context_id):
             return True
+        if note.installs and self.installs.all_taken:
+            return True
         return self.turns.all_taken and not note.background
 
     def add(self, record: Record, task: asyncio.Task[None]) -> None:
