@@ -28,19 +28,19 @@ class Recipe(msgspec.Struct, frozen=True, kw_only=True):
 def recipes(settings: Settings) -> dict[str, Recipe]:
     """Return what each template's containers are made from."""
     made = {}
-    for name, recipe in settings.recipes().items():
+    for name, table in settings.read_templates().items():
         template = models.Template(
             name=name,
-            image=str(recipe.image),
-            pool_size=int(recipe.pool_size or 0),
-            cpu_quota=float(recipe.cpu_quota or settings.cpu_quota),
-            memory_kb=int(recipe.memory_kb or settings.memory_limit),
-            workspace_kb=int(recipe.workspace_kb or settings.workspace_limit),
+            image=str(table.image),
+            pool_size=int(table.pool_size or 0),
+            cpu_quota=float(table.cpu_quota or settings.cpu_quota),
+            memory_kb=int(table.memory_kb or settings.memory_limit),
+            workspace_kb=int(table.workspace_kb or settings.workspace_limit),
             network="public" if settings.allow_network and settings.engine == "docker" else "none",
             languages=None,
         )
-        preboot = by_language(PREBOOT) | by_language(settings.preboot) | by_language(recipe.preboot or {})
-        made[name] = Recipe(template=template, preboot=preboot, wheels=recipe.wheels, runtime=recipe.runtime)
+        preboot = by_language(PREBOOT) | by_language(settings.preboot) | by_language(table.preboot or {})
+        made[name] = Recipe(template=template, preboot=preboot, wheels=table.wheels, runtime=table.runtime)
     return made
 
 

@@ -24,7 +24,7 @@ Preboot = Annotated[int, Meta(ge=1, le=16)] | dict[Language, Annotated[int, Meta
 PREBOOT = 2
 
 
-class Recipe(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class TemplateTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A template as the templates file writes it; what is left out comes from the settings."""
 
     image: str | None = None
@@ -201,9 +201,9 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
                 "or SANDBOX_ALLOW_UNAUTHENTICATED=true when something in front checks who calls"
             )
 
-    def recipes(self) -> dict[str, Recipe]:
+    def read_templates(self) -> dict[str, TemplateTable]:
         """Return all templates by name; the first is the default. SettingsError for a bad templates file."""
-        default = Recipe(
+        default = TemplateTable(
             image=self.image,
             pool_size=self.pool_size,
             cpu_quota=self.cpu_quota,
@@ -215,11 +215,11 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
         if self.templates_file is not None:
             try:
                 tables = tomllib.loads(Path(self.templates_file).read_text())
-                more = msgspec.convert(tables, dict[Name, Recipe])
+                more = msgspec.convert(tables, dict[Name, TemplateTable])
             except (OSError, ValueError) as error:
                 raise SettingsError(f"SANDBOX_TEMPLATES_FILE={self.templates_file}: {error}") from None
-            for name, recipe in more.items():
-                given = {key: value for key, value in msgspec.structs.asdict(recipe).items() if value is not None}
+            for name, table in more.items():
+                given = {key: value for key, value in msgspec.structs.asdict(table).items() if value is not None}
                 fallback = found.get(name) or msgspec.structs.replace(default, pool_size=0)
                 found[name] = msgspec.structs.replace(fallback, **given)
         return found

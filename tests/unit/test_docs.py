@@ -231,13 +231,13 @@ def test_make_targets_that_are_named_exist(document: Path) -> None:
 def test_the_templates_that_are_shown_are_taken(tmp_path: Path) -> None:
     (shown,) = fences((ROOT / "docs" / "configuration.md").read_text(), "toml")
     (tmp_path / "templates.toml").write_text(shown)
-    taken = settings.load({"SANDBOX_TEMPLATES_FILE": str(tmp_path / "templates.toml")}).recipes()
+    taken = settings.load({"SANDBOX_TEMPLATES_FILE": str(tmp_path / "templates.toml")}).read_templates()
     assert list(taken) == ["python", *re.findall(r"^\[(\w+)\]", shown, re.MULTILINE)]
 
 
 def test_the_documented_keys_of_a_template_are_its_keys() -> None:
     text = section((ROOT / "docs" / "configuration.md").read_text(), "## Templates")
-    assert [f"`{name}`" for name in settings.Recipe.__struct_fields__] == first_cells(text)[1:]
+    assert [f"`{name}`" for name in settings.TemplateTable.__struct_fields__] == first_cells(text)[1:]
 
 
 def test_the_documented_metrics_are_those_that_are_served(local_service: Live) -> None:

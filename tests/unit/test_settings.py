@@ -188,17 +188,17 @@ def templates(folder: Path, text: str, **variables: str) -> Settings:
 
 
 def test_the_default_template_comes_from_the_settings() -> None:
-    recipe = load({"SANDBOX_POOL_SIZE": "7", "SANDBOX_MEMORY_LIMIT": "65536"}).recipes()["python"]
-    assert (recipe.image, recipe.pool_size, recipe.memory_kb) == ("sandbox-python:latest", 7, 65536)
+    default = load({"SANDBOX_POOL_SIZE": "7", "SANDBOX_MEMORY_LIMIT": "65536"}).read_templates()["python"]
+    assert (default.image, default.pool_size, default.memory_kb) == ("sandbox-python:latest", 7, 65536)
 
 
 def test_a_further_template_takes_what_it_leaves_out_from_the_default_but_for_the_pool(tmp_path: Path) -> None:
     text = '[big]\nmemory_kb = 524288\n[python]\npool_size = 3\n[gvisor]\nruntime = "runsc"\npool_size = 1\n'
-    recipes = templates(tmp_path, text, CPU_QUOTA="1.5").recipes()
-    assert list(recipes) == ["python", "big", "gvisor"]
-    assert (recipes["big"].memory_kb, recipes["big"].cpu_quota, recipes["big"].pool_size) == (524288, 1.5, 0)
-    assert (recipes["gvisor"].runtime, recipes["gvisor"].pool_size) == ("runsc", 1)
-    assert recipes["python"].pool_size == 3
+    tables = templates(tmp_path, text, CPU_QUOTA="1.5").read_templates()
+    assert list(tables) == ["python", "big", "gvisor"]
+    assert (tables["big"].memory_kb, tables["big"].cpu_quota, tables["big"].pool_size) == (524288, 1.5, 0)
+    assert (tables["gvisor"].runtime, tables["gvisor"].pool_size) == ("runsc", 1)
+    assert tables["python"].pool_size == 3
 
 
 @pytest.mark.parametrize("value", ["ruby:1", "javascript:17", "javascript:", "python:-1", "1:javascript", "1,2", "two"])
@@ -244,14 +244,14 @@ def test_a_waiting_sandbox_of_another_language_adds_to_the_containers_memory(tmp
 )
 def test_a_bad_templates_file_is_refused_in_one_line(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(SettingsError, match=re.escape(reason)) as caught:
-        templates(tmp_path, text).recipes()
+        templates(tmp_path, text).read_templates()
     assert caught.value.detail.startswith("SANDBOX_TEMPLATES_FILE=")
     assert "\n" not in caught.value.detail
 
 
 def test_a_missing_templates_file_is_refused() -> None:
     with pytest.raises(SettingsError, match="No such file"):
-        load({"SANDBOX_TEMPLATES_FILE": "/nowhere.toml"}).recipes()
+        load({"SANDBOX_TEMPLATES_FILE": "/nowhere.toml"}).read_templates()
 
 
 @pytest.mark.parametrize("name", ["EGRESS_ALLOW", "EGRESS_DENY"])
