@@ -1,7 +1,6 @@
 """The pipes of a context's interpreter: cells go in, one after the other; records come out beside what is printed."""
 
 import fcntl
-import marshal
 import os
 import re
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Callable
 from typing import Any
 
 from inlet import CLOSED
-from loop import Loop
 from program import READ_SIZE, STREAMS, VALUE_FD, Program
 
 SIZE_BYTES = 8  # of the length before a cell, as `cells.py` reads it
@@ -22,14 +20,8 @@ ENDED = re.compile(rb"E (\d{1,3}) (\d{1,15})")
 class Dialogue(Program):
     """A `Program` whose job pipe stays open. It has no stdin."""
 
-    def __init__(
-        self,
-        loop: Loop,
-        on_ready: Callable[[], None],
-        *,
-        pack: Callable[[dict[str, Any]], bytes] = marshal.dumps,
-    ) -> None:
-        super().__init__(loop, on_ready, pack=pack)
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
         self.stdin.close()
 
     def tell(self, cell: dict[str, Any]) -> bool:
