@@ -59,7 +59,7 @@ class Inlet:
             self._watch(wanted=False)
             os.close(self._fd)
             self._fd = CLOSED
-        lost = sum(map(len, self._pending))
+        lost = self.waiting
         self._pending.clear()
         if lost:
             self.on_taken(lost)
