@@ -11,7 +11,8 @@ from pathlib import Path
 
 import docker
 from client import SMALL, Client
-from measured import PORT, containers, cpu_s, service
+from host import cpu_s
+from measured import PORT, containers, service
 
 CGROUPS = ("/sys/fs/cgroup/cpuacct/docker/{}/cpuacct.usage", "/sys/fs/cgroup/system.slice/docker-{}.scope/cpu.stat")
 

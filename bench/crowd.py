@@ -5,7 +5,8 @@ import time
 
 import docker
 from client import CLIENTS, SMALL, Client, quantile
-from measured import POOL_SIZE, PORT, Figures, containers, cpu_s, pss_mib, refilled
+from host import cpu_s, pss_mib
+from measured import POOL_SIZE, PORT, Figures, containers, refilled
 
 SESSIONS = 50
 

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import structlog
 import uvloop
+from host import memory_mib
 
 from orchestrator.models import Execution, ExecutionRequest, SessionRequest
 from orchestrator.service import Orchestrator
@@ -109,11 +110,6 @@ def far_side(pipe: Connection) -> None:
     uvloop.run(main())
 
 
-def rss_mib(pid: int) -> float:
-    """Return the resident memory of a process."""
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
 def agent_of(uid: int) -> int:
     """Return the pid of the agent that runs under a user."""
     for path in Path("/proc").glob("[0-9]*"):
@@ -156,12 +152,12 @@ class Bench:
     async def watched(self, what: str) -> None:
         """Let much flow; meanwhile ping, and look at the memory of both sides."""
         agent = agent_of(self._session.container.spec.uid)
-        before, before_agent = rss_mib(os.getpid()), rss_mib(agent)
+        before, before_agent = memory_mib(os.getpid()), memory_mib(agent)
         flow = asyncio.create_task(self.inside(what, TOTAL))
         waits, peak, peak_agent = [], before, before_agent
         while not flow.done():
             waits.append(await self.ping())
-            peak, peak_agent = max(peak, rss_mib(os.getpid())), max(peak_agent, rss_mib(agent))
+            peak, peak_agent = max(peak, memory_mib(os.getpid())), max(peak_agent, memory_mib(agent))
             await asyncio.sleep(0.02)
         took_s = await flow
         self.figures |= {

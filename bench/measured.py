@@ -1,4 +1,4 @@
-"""The service that is measured, and what engine and host tell of it."""
+"""The service that is measured: its process, its pool and its containers."""
 
 import asyncio
 import os
@@ -65,18 +65,3 @@ async def refilled(client: Client) -> None:
 def containers(api: docker.APIClient) -> list[dict[str, Any]]:
     """Return the containers of the measured service."""
     return list(api.containers(filters={"label": f"sandbox.instance={INSTANCE}"}))
-
-
-def cpu_s(pid: int) -> float:
-    """Return the CPU seconds that a process has used."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def pss_mib(pid: int) -> float:
-    """Return a process's proportional share of memory."""
-    try:
-        rollup = Path(f"/proc/{pid}/smaps_rollup").read_text()
-    except OSError:
-        return 0.0
-    return sum(int(line.split()[1]) for line in rollup.splitlines() if line.startswith("Pss:")) / 1024

@@ -2,22 +2,11 @@
 
 import time
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import httpx
+from host import forget_peak, memory_mib
 
 SIZE, PIECE = 100 << 20, 1 << 16  # bytes
-
-
-def memory_mib(pid: int, name: str) -> float:
-    """Return a figure of a process's memory, such as VmRSS or VmHWM."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.partition(f"{name}:")[2].split()[0]) / 1024
-
-
-def forget_peak(pid: int) -> None:
-    """Let VmHWM begin anew; proc(5)."""
-    Path(f"/proc/{pid}/clear_refs").write_text("5")
 
 
 async def zeros() -> AsyncIterator[bytes]:
@@ -33,7 +22,7 @@ async def measure_files(port: int, pid: int) -> dict[str, float]:
         session = (await client.post("/v1/sessions", json={})).json()["id"]
         path = f"/v1/sessions/{session}/files/big"
         await client.put(path, content=bytes(PIECE))
-        before = memory_mib(pid, "VmRSS")
+        before = memory_mib(pid)
         forget_peak(pid)
         begun = time.perf_counter()
         answer = await client.put(path, content=zeros())
