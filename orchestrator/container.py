@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, TypeVar
 
 from orchestrator import frames, isolation
@@ -143,9 +144,10 @@ class Container:
         Hand its output to `sink` as it comes, return its result; the agent is to `hold` that.
         ContainerLost when the container vanishes, or when there is no result after `deadline_s`, if there is one.
         """
+        words = None if job is None else partial(frames.encode_job, "execute", eid, job, note=note, acks=[])
         lines = frames.encode_job("execute", eid, job, note=note, acks=self._runs.acks())
         await self._be_whole()
-        return await self._runs.work(eid, lines, deadline_s, sink, hold=hold)
+        return await self._runs.work(eid, lines, deadline_s, sink, hold=hold, words=words)
 
     def queue(self, eid: str, job: dict[str, Any], *, note: dict[str, Any]) -> None:
         """Have the agent keep a job that waits for its turn, for the orchestrator that may come after this one."""

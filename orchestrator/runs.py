@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from typing import get_args
 
 from orchestrator import frames, traces
@@ -17,21 +18,36 @@ CATCH_UP_S = 2.0  # what was held back has arrived so long after an attach
 CANCEL_S = 60.0  # for a cancelled execution without a timeout to end
 OVERDUE_STEP_S = 0.1
 HELD = 8  # results that the agent of one container holds beyond their arrival
-NOT_ARRIVED = "The stream to the container broke before the job had arrived: send it again"
+FORGOTTEN = "the agent has forgotten the execution"
 Sink = Callable[[Stream, bytes], None]
+Words = Callable[[], Iterator[bytes]]
 
 
 class Run:
     """An execution that the agent works on; `seq` counts the output frames that arrived.
 
-    `is_sent` once the whole job is; a cancel before that comes too early for the agent, and is said again.
+    `is_sent` once the whole job is; a cancel before that comes too early for the agent, and is said again. `words` are the
+    lines of the job, for when they did not arrive.
     """
 
-    __slots__ = ("done", "is_cancelled", "is_sent", "overdue_at", "seq", "sink", "sizes", "timer")
+    __slots__ = (
+        "deadline_s",
+        "done",
+        "is_cancelled",
+        "is_sent",
+        "overdue_at",
+        "seq",
+        "sink",
+        "sizes",
+        "timer",
+        "words",
+    )
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: Sink, deadline_s: float | None, words: Words | None) -> None:
         self.done: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self.sink = sink
+        self.deadline_s = deadline_s
+        self.words = words
         self.seq = 0
         self.sizes: Counter[Stream] = Counter()
         self.is_sent = False
@@ -80,15 +96,24 @@ class Runs:
                 self._channel.send(frames.encode("cancel", id=eid))
 
     async def work(
-        self, eid: str, lines: Iterator[bytes], deadline_s: float | None, sink: Sink, *, hold: bool
+        self,
+        eid: str,
+        lines: Iterator[bytes],
+        deadline_s: float | None,
+        sink: Sink,
+        *,
+        hold: bool,
+        words: Words | None = None,
     ) -> Result:
-        """Say these lines, hand the output that follows to `sink`, return the result; the agent is to `hold` that."""
-        run = self.active[eid] = Run(sink)
+        """Say these lines, hand the output that follows to `sink`, return the result; the agent is to `hold` that.
+
+        With `words`, these are said should the stream break before the lines had arrived.
+        """
+        run = self.active[eid] = Run(sink, deadline_s, words)
         self.queued.discard(eid)
-        if deadline_s is not None:
-            run.timer = asyncio.get_running_loop().call_later(deadline_s, self._overdue, eid)
+        self._wait_for(eid, run)
         try:
-            with traces.span("channel"):
+            with traces.span("channel"), suppress(Unavailable):  # then they are said once it is whole again
                 for line in lines:
                     self._channel.send(line)
                     await self._channel.drain()
@@ -97,8 +122,6 @@ class Runs:
                 self.cancel(eid)
             result = await run.done
             traces.ran(launch_s=result.launch_s, wall_s=result.wall_s)
-        except Unavailable:
-            raise ContainerLost(NOT_ARRIVED) from None
         finally:
             del self.active[eid]
             if run.timer is not None:
@@ -156,10 +179,13 @@ class Runs:
                 if known[eid].queued:  # that its turn has come did not arrive
                     yield frames.encode("execute", id=eid)
                 yield frames.encode("resync", id=eid, seq=run.seq)
-                if run.is_cancelled:
-                    yield frames.encode("cancel", id=eid)
-            elif not run.done.done():
-                run.done.set_exception(ContainerLost(NOT_ARRIVED))
+            elif run.words is not None:  # the agent keeps all that arrived: this has not run
+                yield from run.words()
+                self._wait_for(eid, run)
+            else:
+                give_up(run.done, ContainerLost(FORGOTTEN))
+            if run.is_cancelled:
+                yield frames.encode("cancel", id=eid)
         for eid in known.keys() - self.active.keys() - self.queued:
             if known[eid].queued:  # nor that it was called off
                 yield frames.encode("cancel", id=eid)
@@ -170,6 +196,14 @@ class Runs:
         """Wait for no result any more."""
         for run in self.active.values():
             give_up(run.done, ContainerLost(reason))
+
+    def _wait_for(self, eid: str, run: Run) -> None:
+        """Wait for the result until the deadline, from now on."""
+        if run.deadline_s is not None:
+            if run.timer is not None:
+                run.timer.cancel()
+            run.overdue_at = None
+            run.timer = asyncio.get_running_loop().call_later(run.deadline_s, self._overdue, eid)
 
     def _arrived(self, eid: str, *, hold: bool) -> None:
         """Note that a result arrived; the agent is to hold the last ones of those that are to be held."""

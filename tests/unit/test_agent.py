@@ -1088,11 +1088,12 @@ async def test_more_executions_than_waiting_sandboxes_all_end(driver: Driver) ->
         driver.send("ack", acks=[frame["id"]])
 
 
-async def test_an_execution_is_taken_once(driver: Driver) -> None:
-    line = frames.encode("execute", id="twice", job=job("pass"))
-    driver.wire.write(line + line)
+@pytest.mark.parametrize("size", [1, 100_000], ids=["in one line", "in parts"])
+async def test_an_execution_is_taken_once(driver: Driver, size: int) -> None:
+    lines = list(frames.encode_job("execute", "twice", job("#" * size), note={}, acks=[]))
+    driver.wire.write(b"".join(lines + lines))
     await driver.expect("result")
-    driver.wire.write(line)
+    driver.wire.write(b"".join(lines[1:] or lines))
     await driver.quiet()
     driver.send("ack", acks=["twice"])
 

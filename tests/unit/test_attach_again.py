@@ -86,19 +86,57 @@ async def test_what_ended_while_the_stream_was_broken_has_its_result() -> None:
         assert (execution.outcome, execution.exit_code, execution.stdout) == ("error", 3, "all of it")
 
 
-async def test_a_job_that_did_not_arrive_is_lost_and_its_session_is_not() -> None:
+@pytest.mark.parametrize("size", [10, 200_000], ids=["in one line", "in parts"])
+async def test_a_job_that_did_not_arrive_is_sent_again_and_runs_once(size: int) -> None:
     async with house_of().running() as house:
         session = await house.create("s")
         agent = house.agent(session)
         agent.is_cut = True  # bytes are taken, and go nowhere
-        running = house.execute("s")
+        running = house.execute("s", code="#" * size)
         await settle()
         agent.cut()
-        execution = await running
-        assert execution.outcome == "lost"
-        assert execution.error is not None
-        assert "send it again" in execution.error.message
-        assert (await house.execute("s")).outcome == "ok"
+        assert (await running).outcome == "ok"
+        assert agent.executed == [(await running).id]
+
+
+async def test_a_job_whose_stream_breaks_between_two_of_its_parts_runs_once() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        running = house.execute("s", code="#" * 200_000)
+        await until(lambda: "part" in agent.heard)
+        assert agent.executed == []
+        agent.cut()
+        assert (await running).outcome == "ok"
+        assert agent.executed == [(await running).id]
+
+
+async def test_a_job_that_did_not_arrive_has_all_of_its_time_when_it_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with house_of(grace_seconds=0).running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = agent.is_cut = True
+        running = house.execute("s", timeout_s=0.2)
+        await asyncio.sleep(0.15)
+        agent.cut()
+        await until(lambda: agent.executed)
+        await asyncio.sleep(0.1)
+        agent.finish(agent.executed[0])
+        assert (await running).outcome == "ok"
+
+
+async def test_a_job_that_did_not_arrive_may_be_cancelled_meanwhile() -> None:
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent = house.agent(session)
+        agent.holding = agent.is_cut = True
+        running = house.execute("s")
+        await settle()
+        be_away(house.engine)
+        agent.cut()
+        house.sessions.cancel("s", next(iter(session.running)))
+        house.engine.faults.clear()
+        assert (await running).outcome == "cancelled"
 
 
 async def test_a_cancel_that_comes_while_the_stream_is_broken_is_said_afterwards() -> None:
