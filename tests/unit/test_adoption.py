@@ -30,7 +30,7 @@ from orchestrator.errors import (
     SessionNotFound,
     Unavailable,
 )
-from orchestrator.executions import Record
+from orchestrator.executions import Installation, Record
 from orchestrator.frames import LINE_LIMIT, AnyAgentFrame, Result
 from orchestrator.greeting import AGENT_VERSION
 from orchestrator.metrics import Metrics
@@ -573,6 +573,24 @@ async def test_more_that_runs_than_may_run_now_can_still_be_read_and_cancelled()
         await until(lambda: second.sessions.execution("s", agent.executed[1]).facts.outcome == "cancelled")
         assert agent.heard.count("cancel") == 1
         assert second.sessions.execution("s", agent.executed[0]).facts.outcome is None
+
+
+async def test_installations_that_run_and_wait_go_on_in_their_order() -> None:
+    order = Installation(command=["pip"], timeout_s=SOON_S)
+    async with House().running() as first:
+        await first.create()
+        agent = first.agent()
+        agent.holding = True
+        one, two = (first.sessions.start("s", order, stays=True).id for _ in range(2))
+        await until(lambda: agent.executed == [one] and "queue" in agent.heard)
+    async with House(first.stage).running() as second:
+        three = second.sessions.start("s", order)
+        for count, eid in enumerate((one, two, three.id)):
+            await settle()
+            assert agent.executed[count:] == [eid]
+            agent.finish(eid)
+            await settle()
+        assert await second.sessions.ended(three)
 
 
 # --- keys
