@@ -50,6 +50,7 @@ class Orchestrator:
         )
         workspaces = {name: pool.recipe.template.workspace_kb << 10 for name, pool in self.pools.items()}
         warm = WarmSessions(settings, self.functions, self.sessions, workspaces)
+        self.sessions.make_room = warm.give_way
         self.invocations = Invocations(self.functions, self.sessions, warm, self.metrics)
         self.streams = Streams(settings, self.sessions.admission)
         self.metrics.begin(self.pools)

@@ -43,7 +43,10 @@ CANCEL_S = 5.0
 
 
 class Sessions:
-    """All sessions by id. A session leaves the table in the step that ends it."""
+    """All sessions by id. A session leaves the table in the step that ends it.
+
+    `make_room` ends one that nobody would miss, if there is one, and tells whether there was.
+    """
 
     def __init__(
         self,
@@ -64,6 +67,7 @@ class Sessions:
         self._ended: OrderedDict[str, EndReason] = OrderedDict()
         self.work = Work(settings, pools, metrics)
         self.one_shots: set[str] = set()
+        self.make_room: Callable[[], bool] = lambda: False
 
     # --- life
 
@@ -343,10 +347,16 @@ class Sessions:
     def _policy(self, network: models.Network | None, pool: Pool) -> Policy:
         return self.border.policy(network, given=pool.recipe.template.network)
 
+    @property
+    def _taken(self) -> int:
+        """How many containers are in use, or asked for."""
+        return len(self.held) + len(self._opening) + len(self.one_shots)
+
     async def _acquire(self, template: str | None) -> tuple[Container, Source]:
         pool = self._pool(template)
-        taken = len(self.held) + len(self._opening) + len(self.one_shots)  # the one that asks included
-        self.admission.session(taken=taken, waiting=sum(len(pool.waiting) for pool in self._pools.values()))
+        while self._taken > self._settings.max_containers and self.make_room():
+            pass
+        self.admission.session(taken=self._taken, waiting=sum(len(pool.waiting) for pool in self._pools.values()))
         begun = time.monotonic()
         with traces.span("acquire", template=pool.recipe.template.name):
             container, source = await pool.acquire(self._settings.acquire_timeout_seconds)

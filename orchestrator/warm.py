@@ -114,6 +114,15 @@ class WarmSessions:
         if fault := fault_of(execution):
             raise InvalidCode(f"Could not unzip uploaded file: {fault}")
 
+    def give_way(self) -> bool:
+        """End the session that is unused longest, if one is; return whether there was one."""
+        while self.idle:
+            warm = self.idle.popleft()
+            if self._alive(warm) is not None:
+                self._end(warm)
+                return True
+        return False
+
     def give_back(self, warm: Warm) -> None:
         """Keep a container for the function's next invocation, unless that needs another one."""
         self.busy.discard(warm.sid)

@@ -608,6 +608,27 @@ def test_idle_containers_end_after_a_while(state_dir: Path) -> None:
         assert invoke(aws, "f")["calls"] == 1
 
 
+def test_idle_containers_make_room_for_sessions_and_those_in_use_do_not(state_dir: Path) -> None:
+    settings = MORE | {"uid_base": "160600", "max_containers": "3", "pool_size": "1"}
+    with (
+        serve(state_dir, instance="test-lambda-room", engine="local", **settings) as live,
+        ThreadPoolExecutor() as threads,
+    ):
+        aws = client(live)
+        create(aws, "slow", SLOW, Timeout=60)
+        for name in ("f", "g"):
+            create(aws, name)
+        assert invoke(aws, "f")["calls"] == 1, "so `g` is unused longest but for `slow`"
+        running = threads.submit(invoke, aws, "slow", 8)
+        until(lambda: busy(live) == 1)
+        headers = {"Authorization": f"Bearer {KEY}"}
+        answers = [live.client.post("/v1/sessions", headers=headers, timeout=30) for _ in range(3)]
+        assert [answer.status_code for answer in answers] == [201, 201, 429]
+        assert gauge(live, "function_containers_idle") == 0
+        assert running.result() is None
+        assert live.client.post("/v1/sessions", headers=headers, timeout=30).status_code == 201
+
+
 def test_the_end_of_the_service_waits_for_what_runs(state_dir: Path) -> None:
     with serve(state_dir, instance="test-lambda-end", engine="local", **(MORE | {"uid_base": "160500"})) as live:
         aws = client(live)
