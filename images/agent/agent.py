@@ -73,7 +73,7 @@ class Agent:
         self._channel.on_written = self._streams.resume
         self._outlet = Outlet(self._loop, self._streams)
         self._files = Files(workspace, self._sweeps.add)
-        archives = Archives(self._take, self._leave)
+        archives = Archives(self._take, self._leave, self._files.clear)
         self._contexts = Contexts(self._loop, self._boot_context, self._leave, self._send)
         self._streams.openers = self._files.openers() | {"pack": archives.pack, "unpack": archives.unpack}
         terminals = Terminals(self._loop, self._boot_terminal, self._leave)

@@ -1,5 +1,6 @@
 """Tar archives of the workspace, packed and unpacked inside a sandbox by `packing.py`."""
 
+import secrets
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,25 +17,40 @@ Sandbox = Launcher | Seatbelt
 
 
 class Archives:
-    """Opens the streams `pack` and `unpack`: each runs in a sandbox of its own, killed when the stream is given up."""
+    """Opens the streams `pack` and `unpack`: each runs in a sandbox of its own, killed when the stream is given up.
 
-    def __init__(self, take: Callable[[], Sandbox], done: Callable[[Sandbox], None]) -> None:
+    `clear` removes a directory of the workspace: what a killed sandbox had unpacked until then.
+    """
+
+    def __init__(
+        self, take: Callable[[], Sandbox], done: Callable[[Sandbox], None], clear: Callable[[str], None]
+    ) -> None:
         self._take = take
         self._done = done
+        self._clear = clear
 
     def pack(self, stream: Stream, asked: Frame) -> None:
         """Send a tar of the directory `path`."""
-        self._start(stream, "handler = lambda event: pack(event['path'])", asked).launcher.program.stdin.end()
+        self._start(
+            stream, "handler = lambda event: pack(event['path'])", asked, self._done
+        ).launcher.program.stdin.end()
 
     def unpack(self, stream: Stream, asked: Frame) -> None:
         """Take a tar, unpack it in the directory `path`; it may hold `limit` bytes."""
-        inlet = self._start(stream, "handler = lambda event: unpack(**event)", asked).launcher.program.stdin
+        staged = f".{secrets.token_hex(8)}.part"
+
+        def done(launcher: Sandbox) -> None:
+            self._done(launcher)
+            self._clear(staged)
+
+        event = asked | {"staged": staged}
+        inlet = self._start(stream, "handler = lambda event: unpack(**event)", event, done).launcher.program.stdin
         inlet.on_taken = stream.grant
         stream.on_data, stream.on_finish = inlet.write, inlet.end
 
-    def _start(self, stream: Stream, handler: str, asked: Frame) -> "_Transfer":
+    def _start(self, stream: Stream, handler: str, event: Frame, done: Callable[[Sandbox], None]) -> "_Transfer":
         code = f"{Path(__file__).with_name('packing.py').read_text()}\n\n{handler}\n"
-        return _Transfer(stream, self._take(), code, asked, self._done)
+        return _Transfer(stream, self._take(), code, event, done)
 
 
 class _Transfer:

@@ -18,6 +18,7 @@ from tree import descend, remove_at, walk
 
 WALK_LIMIT = 50_000  # entries that are looked at
 KNOWN = 4096  # files whose stamp is remembered, to tell what is new
+ROOT = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 PLAIN = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 Stamp = tuple[int, int]  # inode and change time: a file as it was
 
@@ -212,20 +213,25 @@ class Files:
 
     def _remove(self, at: int, name: str) -> None:
         """Take a directory out of sight at once, and remove it little by little."""
-        root = os.open(self._workspace, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        root = os.open(self._workspace, ROOT)
         gone = f".{secrets.token_hex(8)}.gone"
+        try:
+            os.rename(name, gone, src_dir_fd=at, dst_dir_fd=root)
+        finally:
+            os.close(root)
+        self.clear(gone)
+
+    def clear(self, name: str) -> None:
+        """Remove a directory of ours at the top of the workspace, if it is there, little by little."""
+        root = os.open(self._workspace, ROOT)
 
         def steps() -> Iterator[None]:
             try:
-                yield from remove_at(root, gone)
+                if exists(root, name):
+                    yield from remove_at(root, name)
             finally:
                 os.close(root)
 
-        try:
-            os.rename(name, gone, src_dir_fd=at, dst_dir_fd=root)
-        except OSError:
-            os.close(root)
-            raise
         self._sweep(steps())
 
     def _parent(self, path: str) -> tuple[int, str]:

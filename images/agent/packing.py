@@ -2,7 +2,6 @@
 
 import lzma
 import os
-import secrets
 import shutil
 import sys
 import tarfile
@@ -48,13 +47,13 @@ def add(tar: tarfile.TarFile, place: str, root: str) -> None:
         tar.addfile(entry, file)
 
 
-def unpack(path: str, limit: int) -> dict[str, int]:
+def unpack(path: str, limit: int, staged: str) -> dict[str, int]:
     """Unpack the tar on stdin, plain or compressed, below a directory: all of it, or nothing.
 
-    Refusal for what it may not hold; OSError when it holds more than `limit` bytes.
+    `staged` names the directory where it lies until it is whole; who kills us removes that. Refusal for what it may not hold; OSError when it holds more than `limit` bytes.
     """
     root = os.path.join(WORKSPACE, path)
-    staged = os.path.join(WORKSPACE, f".{secrets.token_hex(8)}.part")
+    staged = os.path.join(WORKSPACE, staged)
     os.mkdir(staged)
     try:
         with tarfile.open(fileobj=sys.stdin.buffer, mode="r|*") as tar:

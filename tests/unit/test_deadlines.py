@@ -6,12 +6,17 @@ The clock is virtual: the minutes of the real bounds pass in milliseconds. A wai
 import asyncio
 import base64
 import json
+import os
+import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator import files
 from orchestrator.container import ANSWER_S, Container
+from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import ContainerLost
 from orchestrator.files import ARCHIVE_S, MOVE_S, STEP, Workspace
 from orchestrator.models import Resize
@@ -19,6 +24,8 @@ from orchestrator.runs import CANCEL_S
 from orchestrator.streams import WINDOW
 from orchestrator.terminal import open_terminal
 from tests.fake_engine import Played, Stage
+from tests.unit.test_agent import LIMITS
+from tests.unit.test_files import tar_of
 from tests.unit.test_frames_fuzz import SPEC
 from tests.virtual import VirtualLoop
 
@@ -224,3 +231,36 @@ def test_an_agent_is_not_lost_for_an_answer_that_a_silent_engine_may_hold_back()
         await check_whole(container, agent)
 
     play(scene, is_blamed=False)
+
+
+async def test_of_an_archive_that_is_given_up_a_real_agent_leaves_nothing(
+    state_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "ARCHIVE_S", 1.0)
+    engine = LocalEngine(state_dir / "deadlines", record=lambda *_: None)
+    container = Container(SPEC, "python", output_limit=1, on_lost=lambda _: None)
+    await container.start(engine, LIMITS)
+    await container.bind("s", {})
+    there, agent = Workspace(container), engine._agents[SPEC.name]._process.get_pid()
+    stopped = asyncio.Event()
+
+    async def half_an_archive() -> AsyncIterator[bytes]:
+        yield tar_of(a=bytes(WINDOW * 3))[: WINDOW * 2]
+        while not (await there.list("", recursive=True, limit=9, after=None)).files:
+            await asyncio.sleep(0.01)
+        os.kill(agent, signal.SIGSTOP)
+        stopped.set()
+        yield bytes(WINDOW * 2)
+
+    try:
+        with pytest.raises(ContainerLost, match="stands still"):
+            await there.unpack("", half_an_archive(), limit=LIMIT)
+        assert stopped.is_set()
+        os.kill(agent, signal.SIGCONT)
+        async with asyncio.timeout(10):
+            while (await there.list("", recursive=True, limit=9, after=None)).files:
+                await asyncio.sleep(0.01)
+        assert (len(container.streams), container.lost_reason) == (0, None)
+        assert (await there.write("f", pieces(9), limit=LIMIT)).size_bytes == 9 * STEP
+    finally:
+        await engine.close()
