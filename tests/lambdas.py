@@ -36,11 +36,11 @@ def handler(event, context):
 """
 
 
-def client(live: Live, *, key: str = KEY, name: str = KEY_NAME, patience_s: float = 60, validates: bool = True) -> Any:
+def client(url: str, *, key: str = KEY, name: str = KEY_NAME, patience_s: float = 60, validates: bool = True) -> Any:
     """Return an unmodified client of the service; it tries once, and checks what it sends if it `validates`."""
     return boto3.client(
         "lambda",
-        endpoint_url=live.url,
+        endpoint_url=url,
         region_name=REGION,
         aws_access_key_id=name,
         aws_secret_access_key=key,

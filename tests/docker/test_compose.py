@@ -22,6 +22,7 @@ import httpx
 import pytest
 import yaml
 
+from tests.lambdas import client, create, invoke
 from tests.live import IMAGE, TAG, free_port
 from tests.load import load
 
@@ -222,3 +223,17 @@ def test_every_alert_is_loaded_and_one_fires(loaded: Stack) -> None:
     assert {rule["alert"]: "ok" for rule in RULES} == {rule["name"]: rule["health"] for rule in rules}
     (alert,) = loaded.until('ALERTS{alertname="SandboxContainersLost", alertstate="firing"}')
     assert alert["metric"]["severity"] == "warning"
+
+
+def test_a_session_its_network_and_a_function_outlive_a_new_container_of_the_service(loaded: Stack) -> None:
+    api = loaded.api
+    asked = {"id": "kept", "network": {"allow": ["a.example:443"]}, "idle_timeout_s": 300}
+    before = api.post("/v1/sessions", json=asked).json()
+    aws = client(loaded.url, name="me", key=KEY)
+    create(aws, "kept")
+    loaded.compose("up", "--detach", "--wait", "--no-build", "--force-recreate", "orchestrator")
+    after = api.get("/v1/sessions/kept").json()
+    assert [before[field] for field in ("template", "network")] == [after[field] for field in ("template", "network")]
+    assert invoke(aws, "kept", {"a": 1})["event"] == {"a": 1}
+    aws.delete_function(FunctionName="kept")
+    assert api.delete("/v1/sessions/kept").status_code == 204

@@ -28,7 +28,7 @@ def live(real_engine: None, state_dir: Path) -> Iterator[Live]:
 @pytest.fixture
 def aws(live: Live) -> Any:
     """A boto3 client of it."""
-    return client(live)
+    return client(live.url)
 
 
 def test_a_function_is_created_invoked_changed_and_deleted(aws: Any) -> None:
@@ -75,12 +75,12 @@ def test_nothing_is_left_behind_and_functions_are_there_again(real_engine: None,
     settings = SETTINGS | {"uid_base": "56500", "on_exit": "keep"}
     containers = docker.from_env().containers
     with serve(state_dir, instance=instance, engine="docker", **settings) as live:
-        create(client(live), "f")
-        assert invoke(client(live), "f")["calls"] == 1
+        create(client(live.url), "f")
+        assert invoke(client(live.url), "f")["calls"] == 1
         assert live.terminate() == 0
     assert containers.list(all=True, filters={"label": f"sandbox.instance={instance}"}) == []
     with serve(state_dir, instance=instance, engine="docker", **settings) as live:
-        assert invoke(client(live), "f")["calls"] == 1
+        assert invoke(client(live.url), "f")["calls"] == 1
 
 
 def test_a_crash_leaves_no_container_of_a_function(real_engine: None, state_dir: Path) -> None:
@@ -89,10 +89,10 @@ def test_a_crash_leaves_no_container_of_a_function(real_engine: None, state_dir:
     containers = docker.from_env().containers
     label: dict[str, str | list[str] | bool] = {"label": f"sandbox.instance={instance}"}
     with serve(state_dir, instance=instance, engine="docker", **settings) as live:
-        create(client(live), "f")
+        create(client(live.url), "f")
         live.process.kill()
         live.process.wait()
     assert len(containers.list(filters=label)) == 1
     with serve(state_dir, instance=instance, engine="docker", **settings) as live:
         lambdas.until(lambda: containers.list(all=True, filters=label) == [])
-        assert invoke(client(live), "f")["calls"] == 1
+        assert invoke(client(live.url), "f")["calls"] == 1

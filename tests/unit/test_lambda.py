@@ -38,7 +38,7 @@ def live(state_dir: Path) -> Iterator[Live]:
 @pytest.fixture
 def aws(live: Live) -> Iterator[Any]:
     """A boto3 client; the functions that a test leaves are deleted."""
-    aws = client(live)
+    aws = client(live.url)
     yield aws
     for function in aws.list_functions()["Functions"]:
         aws.delete_function(FunctionName=function["FunctionName"])
@@ -128,7 +128,7 @@ def test_a_name_is_taken_once(aws: Any) -> None:
     ],
 )
 def test_what_a_function_cannot_be_is_refused_by_name(live: Live, field: str, value: Any, says: str) -> None:
-    aws = client(live, validates=False)
+    aws = client(live.url, validates=False)
     given = {"FunctionName": "f", "Runtime": "python3.11", "Role": ROLE, "Handler": "app.handler"} | {field: value}
     with pytest.raises(aws.exceptions.InvalidParameterValueException, match=re.escape(says)):
         aws.create_function(Code={"ZipFile": zipped(app="")}, **given)
@@ -481,7 +481,7 @@ def test_whatever_happens_at_once_nothing_is_left_of_it(live: Live, aws: Any) ->
     code = [zipped(app=f"handler = lambda event: {number}") for number in range(3)] + [b"PK broken"]
 
     def act(action: int, name: str, content: bytes) -> str:
-        own = client(live)
+        own = client(live.url)
         calls: list[Callable[[], Any]] = [
             lambda: create(own, name, content),
             lambda: own.update_function_code(FunctionName=name, ZipFile=content),
@@ -520,7 +520,7 @@ def test_whatever_happens_at_once_nothing_is_left_of_it(live: Live, aws: Any) ->
 )
 def test_a_wrong_key_is_refused(live: Live, name: str, key: str, kind: str) -> None:
     with pytest.raises(ClientError) as caught:
-        client(live, name=name, key=key).list_functions()
+        client(live.url, name=name, key=key).list_functions()
     assert caught.value.response["Error"]["Code"] == kind
     assert caught.value.response["ResponseMetadata"]["HTTPStatusCode"] == 403
 
@@ -552,7 +552,7 @@ def test_a_bearer_key_is_no_signature(live: Live) -> None:
 
 
 def test_without_keys_any_signature_is_taken_but_none_is_not(local_service: Live) -> None:
-    aws = client(local_service, name="anybody", key="anything")
+    aws = client(local_service.url, name="anybody", key="anything")
     create(aws, "f", "handler = lambda event: 1")
     assert invoke(aws, "f") == 1
     aws.delete_function(FunctionName="f")
@@ -564,7 +564,7 @@ def test_without_keys_any_signature_is_taken_but_none_is_not(local_service: Live
 
 def test_the_body_may_be_larger_than_that_of_other_routes(local_service: Live) -> None:
     """`local_service` takes bodies of 1 MiB elsewhere."""
-    aws = client(local_service)
+    aws = client(local_service.url)
     create(aws, "large", zipped(app="handler = lambda event: 1") + b"", Description="x")
     incompressible = bytes((number * number * 2654435761 >> 13) & 0xFF for number in range(3 << 20)).hex()
     aws.update_function_code(FunctionName="large", ZipFile=zipped(app=f"handler = lambda e: 1\n# {incompressible}"))
@@ -578,7 +578,7 @@ def test_the_body_may_be_larger_than_that_of_other_routes(local_service: Live) -
 def test_functions_outlive_the_service(state_dir: Path) -> None:
     settings = MORE | {"uid_base": "160300"}
     with serve(state_dir, instance="test-lambda-restart", engine="local", **settings) as live:
-        aws = client(live)
+        aws = client(live.url)
         made = create(aws, "f", "handler = lambda event: event", Tags={"a": "b"})
         create(aws, "gone", "handler = lambda event: event")
         aws.put_function_concurrency(FunctionName="f", ReservedConcurrentExecutions=1)
@@ -586,7 +586,7 @@ def test_functions_outlive_the_service(state_dir: Path) -> None:
         assert invoke(aws, "f", 1) == 1
         assert live.terminate() == 0
     with serve(state_dir, instance="test-lambda-restart", engine="local", **settings) as live:
-        aws = client(live)
+        aws = client(live.url)
         (found,) = aws.list_functions()["Functions"]
         del made["ResponseMetadata"]
         assert found == made
@@ -600,7 +600,7 @@ def test_functions_outlive_the_service(state_dir: Path) -> None:
 def test_idle_containers_end_after_a_while(state_dir: Path) -> None:
     settings = MORE | {"uid_base": "160400", "function_idle_seconds": "2"}
     with serve(state_dir, instance="test-lambda-idle", engine="local", **settings) as live:
-        aws = client(live)
+        aws = client(live.url)
         create(aws, "f")
         assert invoke(aws, "f")["calls"] == 1
         until(lambda: gauge(live, "sessions") == 0)
@@ -614,7 +614,7 @@ def test_idle_containers_make_room_for_sessions_and_those_in_use_do_not(state_di
         serve(state_dir, instance="test-lambda-room", engine="local", **settings) as live,
         ThreadPoolExecutor() as threads,
     ):
-        aws = client(live)
+        aws = client(live.url)
         create(aws, "slow", SLOW, Timeout=60)
         for name in ("f", "g"):
             create(aws, name)
@@ -631,7 +631,7 @@ def test_idle_containers_make_room_for_sessions_and_those_in_use_do_not(state_di
 
 def test_the_end_of_the_service_waits_for_what_runs(state_dir: Path) -> None:
     with serve(state_dir, instance="test-lambda-end", engine="local", **(MORE | {"uid_base": "160500"})) as live:
-        aws = client(live)
+        aws = client(live.url)
         create(aws, "f", SLOW)
         with ThreadPoolExecutor() as threads:
             running = threads.submit(invoke, aws, "f", 0.5)
@@ -656,7 +656,7 @@ def test_a_handler_that_is_written_with_powertools_runs_as_it_is(aws: Any) -> No
 
 def test_an_invocation_goes_on_when_its_client_is_gone(live: Live, aws: Any) -> None:
     create(aws, "f", SLOW)
-    impatient = lambdas.client(live, patience_s=0.2)
+    impatient = lambdas.client(live.url, patience_s=0.2)
     with pytest.raises(Exception, match="Read timeout"):
         impatient.invoke(FunctionName="f", Payload=b"1")
     (execution,) = until(lambda: [found for found in lambdas.executions(live, "f") if found["outcome"]])
