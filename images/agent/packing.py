@@ -3,6 +3,7 @@
 import lzma
 import os
 import shutil
+import stat
 import sys
 import tarfile
 import zlib
@@ -42,9 +43,11 @@ def add(tar: tarfile.TarFile, place: str, root: str) -> None:
         tar.addfile(entry)
         return
     entry.type = tarfile.REGTYPE  # several names of one file become several files
-    with open(place, "rb") as file:
-        entry.size = os.fstat(file.fileno()).st_size
-        tar.addfile(entry, file)
+    with open(place, "rb", opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        facts = os.fstat(file.fileno())
+        if stat.S_ISREG(facts.st_mode):  # else code that runs beside has just put a pipe there
+            entry.size = facts.st_size
+            tar.addfile(entry, file)
 
 
 def unpack(path: str, limit: int, staged: str) -> dict[str, int]:

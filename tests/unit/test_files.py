@@ -3,14 +3,17 @@
 import gzip
 import io
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+import packing
 from tests.live import Live
 
 
@@ -232,6 +235,23 @@ def test_an_archive_comes_back_as_it_went_in(client: httpx.Client, sid: str) -> 
         assert {"files": 2} == answer.json()
     told = run(client, sid, "import os; print(len(open('again/l').read()), os.readlink('again/l'))")
     assert told["stdout"] == "99999 sub/f\n"
+
+
+def test_a_file_that_becomes_a_pipe_while_it_is_packed_is_left_out(tmp_path: Path) -> None:
+    """Opening a pipe waits for who writes to it."""
+    place = tmp_path / "f"
+    place.write_text("x")
+
+    class Late(tarfile.TarFile):
+        def gettarinfo(self, *names: Any, **more: Any) -> tarfile.TarInfo:
+            entry = super().gettarinfo(*names, **more)
+            place.unlink()
+            os.mkfifo(place)
+            return entry
+
+    with Late.open(tmp_path / "tar", "w") as tar:
+        packing.add(tar, str(place), str(tmp_path))
+        assert tar.getnames() == []
 
 
 def entry(name: str, kind: bytes = tarfile.REGTYPE, target: str = "", mode: int = 0o644) -> bytes:
