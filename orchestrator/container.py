@@ -100,6 +100,8 @@ class Container:
         try:
             self._channel.open(await engine.attach(self.name, self._channel))
             hello = await self._greeting.greet({})
+            if self._channel.closed:  # it broke again after the answer had come
+                raise being_attached()
         except BaseException:  # cancelled as well: nobody listens to half a try
             self._channel.close()
             raise

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+import frames
 from orchestrator import attachments, greeting, observer, runs
 from orchestrator.errors import ContainerLost, EngineAway, SessionEnded, Unavailable
 from orchestrator.models import ExecutionRequest, OneShotRequest, SessionPatch
-from tests.fake_engine import FakeEngine
+from tests.fake_engine import FakeEngine, Played
 from tests.unit.test_reconciler import NEVER_S, House, settle, until
 
 AWAY = EngineAway("The engine could not be asked to `list`: connection refused")
@@ -46,6 +47,25 @@ def be_away(engine: FakeEngine) -> None:
 def stdout_of(house: House, sid: str = "s") -> str:
     (record,) = house.sessions.held[sid].records.values()
     return bytes(record.output.whole("stdout")).decode()
+
+
+async def test_a_stream_that_breaks_again_right_after_the_agents_answer_is_attached_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The answer has come, and who waited for it has not run on yet."""
+    async with house_of().running() as house:
+        session = await house.create("s")
+        agent, answer = house.agent(session), Played._on_hello
+
+        def answer_and_break(agent: Played, frame: frames.Frame) -> None:
+            answer(agent, frame)
+            if len(house.engine.attached) == 1:
+                asyncio.get_running_loop().call_soon(agent.cut)
+
+        monkeypatch.setattr(Played, "_on_hello", answer_and_break)
+        agent.cut()
+        await until(lambda: house.engine.attached and session.container.is_usable)
+        assert (await house.execute("s")).outcome == "ok"
 
 
 async def test_an_execution_goes_on_over_a_broken_stream_and_nothing_of_it_is_lost_or_doubled() -> None:
