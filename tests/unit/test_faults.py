@@ -31,10 +31,12 @@ T = TypeVar("T")
 STEPS = int(os.environ.get("SANDBOX_TEST_STEPS", "1000"))  # `make chaos` takes more
 STEPS_A_RUN = 50
 CAP = 6
+STEPS_OF_A_START = 50  # of the loop, in which time stands still: enough for a start that nothing holds up
 CALL_S = 15.0  # the deadline of a call to the engine
 RECOVERY_S = 150.0  # an orphan's minute, the longest pause between two tries, and some
 CALLS = ("start", "attach", "list", "remove")
-MOODS = ("fine", "refuses", "away", "hangs", "forgets")
+MOODS = ("fine", "fine", "slow", "refuses", "away", "hangs", "forgets")
+SLOW_S = 4.0
 WAITS = st.sampled_from([0.0, 0.01, 0.5, 4.0, 20.0, 70.0])
 WHICH = st.integers(0, 9)
 
@@ -96,6 +98,8 @@ class Moody(Stage):
                 raise EngineError(f"The engine failed to `{call}`: device or resource busy")
             case "away":
                 raise EngineAway(f"The engine could not be asked to `{call}`: connection refused")
+            case "slow":
+                await asyncio.sleep(SLOW_S)
             case "hangs":
                 try:
                     async with asyncio.timeout(CALL_S):
@@ -129,6 +133,7 @@ class World(RuleBasedStateMachine):
             self.stage,
             pool_size=self.pool_size,
             max_containers=CAP,
+            session_executions=2,  # so that some wait for their turn
             reconcile_seconds=5,
             heartbeat_seconds=5,
             idle_timeout_seconds=1e9,
@@ -149,23 +154,23 @@ class World(RuleBasedStateMachine):
 
     # --- what clients do
 
-    @rule(patient=st.booleans())
-    def create(self, patient: bool) -> None:
-        async def ask() -> None:
-            try:
-                session = await self.house.create(f"s{next(self.numbers)}")
-            except SandboxError as error:
-                if error.status not in (429, 502, 503):
-                    raise
-            else:
-                self.created[session.id] = session
-
+    @rule(patient=st.booleans(), clients=st.sampled_from([1, 1, 3]))
+    def create(self, patient: bool, clients: int = 1) -> None:
         async def act() -> None:
-            self.asked.append(asyncio.create_task(ask()))
+            self.asked += [asyncio.create_task(self._ask()) for _ in range(clients)]
             if patient:
-                await asyncio.wait(self.asked[-1:])
+                await asyncio.wait(self.asked[-clients:])
 
         self.do(act())
+
+    async def _ask(self) -> None:
+        try:
+            session = await self.house.create(f"s{next(self.numbers)}")
+        except SandboxError as error:
+            if error.status not in (429, 502, 503):
+                raise
+        else:
+            self.created[session.id] = session
 
     @rule()
     def create_from_a_frozen_one(self) -> None:
@@ -185,11 +190,40 @@ class World(RuleBasedStateMachine):
         """Clients that wait go away."""
 
         async def act() -> None:
-            for task in self.asked:
-                task.cancel()
-            await asyncio.sleep(0)
+            await self._give_up()
 
         self.do(act())
+
+    @rule(once=st.booleans(), later=st.sampled_from([0, 0, 1, 2, 3, 5]))
+    def give_up_when_served(self, once: bool, later: int) -> None:
+        """Clients ask until one has to wait, and go away when it is served: before it can run on, or a little later."""
+        self.be_well(for_s=40.0)
+
+        async def act() -> None:
+            house, pool = self.house, self.house.pool
+            while len(house.sessions.held) + self.pool_size >= CAP:
+                house.sessions.end(next(iter(house.sessions.held.values())), "closed")
+            while not pool.waiting and house.reconciler.occupied < CAP:
+                if once:
+                    self._ask_once()
+                else:
+                    self.asked.append(asyncio.create_task(self._ask()))
+                await asyncio.sleep(0)
+            waiting = list(pool.waiting)
+            for _ in range(STEPS_OF_A_START):
+                if any(future.done() for future in waiting):
+                    break
+                await asyncio.sleep(0)
+            for _ in range(later):
+                await asyncio.sleep(0)
+            await self._give_up()
+
+        self.do(act())
+
+    async def _give_up(self) -> None:
+        for task in (*self.asked, *self.once):
+            task.cancel()
+        await asyncio.sleep(0)
 
     def choose(self, which: int) -> Session | None:
         """Return a session that lives; None when none does."""
@@ -228,18 +262,22 @@ class World(RuleBasedStateMachine):
     @rule()
     def execute_once(self) -> None:
         async def act() -> None:
-            request = OneShotRequest(code="", timeout_s=500)
-            self.once.append(asyncio.create_task(self.house.sessions.execute_once(request)))
+            self._ask_once()
             await asyncio.sleep(0)
 
         self.do(act())
 
+    def _ask_once(self) -> None:
+        request = OneShotRequest(code="", timeout_s=500)
+        self.once.append(asyncio.create_task(self.house.sessions.execute_once(request)))
+
     # --- what goes wrong
 
-    @rule(call=st.sampled_from(CALLS), mood=st.sampled_from(MOODS))
-    def change_mood(self, call: str, mood: str) -> None:
+    @rule(call=st.sampled_from(CALLS), mood=st.sampled_from(MOODS), for_s=WAITS)
+    def change_mood(self, call: str, mood: str, for_s: float) -> None:
         async def act() -> None:
             self.stage.change(call, mood)
+            await asyncio.sleep(for_s)
 
         self.do(act())
 
@@ -248,7 +286,9 @@ class World(RuleBasedStateMachine):
         async def act() -> None:
             if not self.stage.agents:
                 return
-            name = list(self.stage.agents)[which % len(self.stage.agents)]
+            held = {session.container.name for session in self.house.sessions.held.values()}
+            names = [*(name for name in self.stage.agents if name in held), *self.stage.agents]  # those twice as often
+            name = names[which % len(names)]
             agent = self.stage.agents[name]
             if how != "cut":
                 self.stage.hurt.add(name)
@@ -261,6 +301,30 @@ class World(RuleBasedStateMachine):
                 agent.vanish()
             if how == "removed":
                 del self.stage.agents[name]
+
+        self.do(act())
+
+    @rule(for_s=st.sampled_from([1.0, 40.0]))
+    def be_well(self, for_s: float) -> None:
+        """The engine is well for a while, so that there is something to hurt."""
+
+        async def act() -> None:
+            for call in CALLS:
+                self.stage.change(call, "fine")
+            await asyncio.sleep(for_s)
+
+        self.do(act())
+
+    @rule(times=st.integers(1, 2))
+    def restart_the_engine(self, times: int) -> None:
+        """All streams break at once; containers go on."""
+
+        async def act() -> None:
+            for _ in range(times):
+                for agent in self.stage.agents.values():
+                    if agent.running and not agent.is_cut:
+                        agent.cut()
+                await asyncio.sleep(0.5)
 
         self.do(act())
 
@@ -282,6 +346,19 @@ class World(RuleBasedStateMachine):
                     agent.vanish()
             await asyncio.sleep(2 * CALL_S)
             await self.stage.make_late()
+
+        self.do(act())
+
+    @rule(mood=st.sampled_from(["refuses", "hangs"]))
+    def end_all_and_remove_none(self, mood: str) -> None:
+        """All sessions end, and their containers stay for a while; others ask for containers meanwhile."""
+
+        async def act() -> None:
+            self.stage.change("remove", mood)
+            for session in list(self.house.sessions.held.values()):
+                self.house.sessions.end(session, "closed")
+            self.asked += [asyncio.create_task(self._ask()) for _ in range(CAP)]
+            await asyncio.sleep(2 * CALL_S)
 
         self.do(act())
 
@@ -308,13 +385,26 @@ class World(RuleBasedStateMachine):
         assert set(self.stage.agents) <= ours | late, "without an owner"
 
     @invariant()
+    def none_is_forgotten(self) -> None:
+        """What is known is held, ready, starting, being removed, or in the hands of a client that just gets it."""
+        house = self.house
+        homes = {session.container.name for session in house.sessions.held.values()}
+        homes |= {container.name for container in house.pool.ready} | house.pool.starting
+        forgotten = house.reconciler.known.keys() - homes - house.reconciler.removals.reasons.keys()
+        hands = len(house.sessions._opening) + len(house.sessions.one_shots)
+        hands -= len(house.pool.waiting)
+        assert len(forgotten) <= hands, f"forgotten: {sorted(forgotten)}"
+
+    @invariant()
     def caps_hold(self) -> None:
         house = self.house
         late = set(house.reconciler.starts.given_up)
         assert len(self.stage.agents.keys() - late) <= CAP
         assert house.reconciler.occupied <= CAP + len(house.reconciler.removals.reasons.keys() & late)
         assert house.reconciler.removals.quarantined.keys() <= house.reconciler.removals.reasons.keys()
-        uids = [container.spec.uid for container in house.reconciler.known.values()]
+        users = {name: agent.spec.uid for name, agent in self.stage.agents.items() if name not in late}
+        users |= {name: container.spec.uid for name, container in house.reconciler.known.items()}
+        uids = list(users.values())
         assert len(uids) == len(set(uids)), "two containers of one user"
 
     @invariant()
@@ -353,9 +443,11 @@ class World(RuleBasedStateMachine):
             for session, task in self.running:
                 self.judge(task, hurt=session.container.name in stage.hurt or session.id not in house.sessions.held)
             for task in self.once:
-                self.judge(task, hurt=True)
+                if not task.cancelled():
+                    self.judge(task, hurt=True)
             for sid in house.sessions.held:
-                assert (await house.execute(sid)).outcome == "ok", "a session that is there does not work"
+                async with asyncio.timeout(RECOVERY_S):
+                    assert (await house.execute(sid)).outcome == "ok", "a session that is there does not work"
         finally:
             self.care.cancel()
             tasks = [*self.once, *(task for _, task in self.running), *self.asked]
@@ -374,6 +466,7 @@ class World(RuleBasedStateMachine):
             stage.agents.keys() == held | ready == house.reconciler.known.keys()
             and len(ready) == min(self.pool_size, CAP - len(held))
             and not house.reconciler.removals.reasons
+            and not (house.sessions._opening or house.sessions.one_shots or house.pool.waiting)
             and not any(agent.mute for agent in stage.agents.values())
             and all(task.done() for task in tasks)
             and all(session.container.is_usable for session in house.sessions.held.values())
