@@ -18,6 +18,7 @@ from orchestrator import backoff as module
 from orchestrator import observer, reconciler
 from orchestrator.admission import QUEUE_FACTOR
 from orchestrator.backoff import Backoff
+from orchestrator.egress.outlet import PORT
 from orchestrator.engine import Engine, Seen
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import (
@@ -592,6 +593,26 @@ async def test_a_session_whose_container_cannot_be_bound_leaves_nothing(monkeypa
                 await house.create("s")
         await until(lambda: chosen in house.engine.removed)
         assert (await house.create("s")).id == "s"
+
+
+@pytest.mark.parametrize("once", [False, True], ids=["session", "one-shot"])
+async def test_a_container_whose_stream_breaks_when_its_agent_is_to_listen_is_given_back(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, once: bool
+) -> None:
+    async with House(engine="docker", state_dir=str(tmp_path)).running() as house:
+        chosen = house.pool.ready[0].name
+
+        def break_off(agent: Played, frame: object) -> None:
+            agent.vanish()
+            raise RuntimeError("the transport is closed")  # as some transports say
+
+        with monkeypatch.context() as patch:
+            patch.setattr(Played, "_on_network", break_off)
+            with pytest.raises(RuntimeError, match="closed"):
+                await (house.sessions.execute_once(OneShotRequest(code="")) if once else house.create("s"))
+        await until(lambda: chosen in house.engine.removed)
+        assert chosen not in house.reconciler.known
+        assert house.agent(await house.create("s")).port == PORT
 
 
 async def test_a_session_ends_with_its_container_and_says_so() -> None:
