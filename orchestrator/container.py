@@ -263,8 +263,8 @@ class Container:
                 self._runs.answered()
             case frames.Hello() | frames.Part() | frames.Bound():
                 self._greeting.take(frame)
-            case frames.Fault():
-                raise ContainerLost(isolation.explain_complaint(frame.message))
+            case frames.Fault():  # the last word, in step or not
+                self.lose(isolation.explain_complaint(frame.message))
 
     def _break(self, reason: str) -> None:
         """The stream has ended. What runs goes on, and waits to be caught up with, where somebody attaches again."""

@@ -31,6 +31,7 @@ from terminal import Terminals
 
 VERSION = 12
 UNFIT = "The agent in the image does not fit this orchestrator: build the image anew"
+UNCONFIGURED = "The agent was never told its limits: its orchestrator ended before that"
 REFILL_S = 0.003  # an execution that runs longer does not keep the next sandbox waiting
 
 
@@ -105,6 +106,8 @@ class Agent:
         elif not hasattr(self, "_sandboxes"):
             if frame.get("version") != VERSION:  # it may name limits that are unknown here
                 self._fail(UNFIT)
+            if not frame["limits"]:  # who adopts names none: it takes us for configured
+                self._fail(UNCONFIGURED)
             self._configure(frame["limits"])
 
     def _on_ping(self, frame: Frame) -> None:

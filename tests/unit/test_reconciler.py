@@ -17,9 +17,10 @@ from prometheus_client import CollectorRegistry
 from orchestrator import backoff as module
 from orchestrator import observer, reconciler
 from orchestrator.admission import QUEUE_FACTOR
+from orchestrator.adoption import adopt
 from orchestrator.backoff import Backoff
 from orchestrator.egress.outlet import PORT
-from orchestrator.engine import Engine, Seen
+from orchestrator.engine import Engine, Receiver, Seen, Wire
 from orchestrator.engine.local import LocalEngine
 from orchestrator.errors import (
     ContainerLost,
@@ -35,7 +36,7 @@ from orchestrator.errors import (
 from orchestrator.metrics import Metrics
 from orchestrator.models import Execution, ExecutionRequest, OneShotRequest, SessionPatch, SessionRequest
 from orchestrator.pool import Pool
-from orchestrator.recipes import Recipe, recipes
+from orchestrator.recipes import Recipe, recipes, spec_of
 from orchestrator.reconciler import Reconciler
 from orchestrator.removals import REFUSALS
 from orchestrator.session import HISTORY, Session
@@ -923,6 +924,33 @@ async def real(state_dir: Path) -> AsyncIterator[House]:
         await house.sessions.drain(0.01)
     await house.reconciler.clear()
     assert await inner.list() == []
+    await inner.close()
+
+
+class Lasting(LocalEngine):
+    """A local engine whose agents outlive their orchestrator: the next one attaches to them."""
+
+    async def attach(self, name: str, receiver: Receiver) -> Wire:
+        agent = self._agents[name]
+        agent._receiver = receiver
+        return agent
+
+
+async def test_a_real_agent_whose_orchestrator_ended_before_it_said_the_limits_says_so_and_is_removed(
+    state_dir: Path,
+) -> None:
+    inner = Lasting(state_dir / "unconfigured", record=lambda *_: None)
+    house = House(inner)
+    for uid in (55000, 55001):
+        spec = spec_of(house.settings, house.recipes["python"], uid=uid)
+        container = house.reconciler.enlist(spec, "python")
+        await inner.start(spec, container._channel)
+    house.reconciler.known.clear()
+    with pytest.raises(ContainerLost) as caught:
+        await container.adopt(inner)
+    assert caught.value.detail == "The agent was never told its limits: its orchestrator ended before that"
+    await adopt(house.settings, house.engine, house.recipes, house.reconciler, house.sessions)
+    assert (await inner.list(), house.reconciler.known) == ([], {})
     await inner.close()
 
 
