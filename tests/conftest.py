@@ -39,6 +39,14 @@ def client(local_service: Live) -> httpx.Client:
     return local_service.client
 
 
+@pytest.fixture
+def session(client: httpx.Client) -> Iterator[str]:
+    """A session of the test's own; yields its path."""
+    path = client.post("/v1/sessions", json={}).headers["Location"]
+    yield path
+    client.delete(path)
+
+
 @pytest.fixture(scope="session")
 def real_engine() -> None:
     """Skip without a Docker Engine, which only a person may choose: on CI it is a failure."""

@@ -2,7 +2,6 @@
 
 import importlib.util
 import subprocess
-import time
 from typing import Any
 
 import httpx
@@ -72,12 +71,3 @@ def running(context: Ctx) -> list[str]:
     """Return the ids of a context's cells that run or wait."""
     found = context.client.get(f"{context.session}/executions").json()["executions"]
     return [one["id"] for one in found if one["outcome"] is None and one["context_id"] == context.id]
-
-
-def until(look: Any) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + 20
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(0.02)
-    return found

@@ -3,9 +3,7 @@
 import base64
 import io
 import json
-import time
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +15,6 @@ from tests.live import Live
 KEY_NAME, KEY = "ci", "0123456789abcdef0123"
 ROLE = f"arn:aws:iam::{'0' * 12}:role/any"
 REGION = "eu-west-1"
-SOON_S = 20.0
-POLL_S = 0.02
 ECHO = """
 import os
 
@@ -98,15 +94,6 @@ def failure(of: Any, name: str, event: Any = None) -> dict[str, Any]:
 def log_of(answer: Any) -> str:
     """Return the log that came with an invocation."""
     return base64.b64decode(answer["LogResult"]).decode()
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + SOON_S
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(POLL_S)
-    return found
 
 
 def executions(live: Live, function: str) -> list[Any]:

@@ -8,15 +8,18 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
 START_S = 60.0
 END_S = 30.0
+SOON_S = 20.0
 POLL_S = 0.05
+LOOK_S = 0.01
 TAG = os.environ.get("SANDBOX_TEST_TAG", "latest")  # of the images under test, where checkouts share an engine
 IMAGE = f"sandbox-python:{TAG}"
 OURS = {"image": IMAGE, "host": "127.0.0.1", "uid_base": "50000", "drain_seconds": "2", "log_format": "json"}
@@ -58,6 +61,15 @@ class Live:
         self.client.close()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(END_S)
+
+
+def until(look: Callable[[], Any]) -> Any:
+    """Look until something is there; return it."""
+    end_at = time.monotonic() + SOON_S
+    while not (found := look()):
+        assert time.monotonic() < end_at, "it never came"
+        time.sleep(LOOK_S)
+    return found
 
 
 def environment(**settings: str) -> dict[str, str]:

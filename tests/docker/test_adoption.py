@@ -15,12 +15,11 @@ import httpx
 import pytest
 from docker.models.containers import Container
 
-from tests.live import IMAGE, Live, free_port, serve, start
+from tests.live import IMAGE, Live, free_port, serve, start, until
 
 UID_BASE = "54000"
 SOON_S = 20.0
 BACK_S = 10.0
-POLL_S = 0.02
 SLACK_S = 1.0  # between two answers that tell the same moment
 
 # Both count their runs in the workspace. The second waits there until it may end.
@@ -39,15 +38,6 @@ handler = lambda event: {"event": event}
 """
 
 pytestmark = pytest.mark.usefixtures("real_engine")
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + SOON_S
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(POLL_S)
-    return found
 
 
 def executions(client: httpx.Client, path: str) -> dict[str, Any]:

@@ -12,8 +12,8 @@ import docker
 import httpx
 import pytest
 
-from tests.contexts import Ctx, main_of, running, until
-from tests.live import TAG, Live, free_port, serve, start
+from tests.contexts import Ctx, main_of, running
+from tests.live import TAG, Live, free_port, serve, start, until
 
 UID_BASE = "130000"
 TEMPLATES = f"""

@@ -1,8 +1,7 @@
 """The real engine, end to end: live services, real containers, and what others do to them meanwhile."""
 
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,9 @@ from testcontainers.core.config import testcontainers_config
 from testcontainers.core.container import DockerContainer
 
 from orchestrator.settings import Settings
-from tests.live import IMAGE, Live, free_port, serve, start
+from tests.live import IMAGE, Live, free_port, serve, start, until
 
 MIB = 1 << 20
-SOON_S = 20.0
-POLL_S = 0.02
 
 pytestmark = pytest.mark.usefixtures("real_engine")
 
@@ -52,14 +49,6 @@ def client(docker_service: Live) -> httpx.Client:
     return docker_service.client
 
 
-@pytest.fixture
-def session(client: httpx.Client) -> Iterator[str]:
-    """A session of the test's own; yields its path."""
-    path = create(client)
-    yield path
-    client.delete(path)
-
-
 def create(client: httpx.Client) -> str:
     return client.post("/v1/sessions").headers["Location"]
 
@@ -68,15 +57,6 @@ def execute(client: httpx.Client, session: str, code: str | None = None, **field
     answer = client.post(f"{session}/executions", json={"code": code} | fields)
     assert answer.status_code == 200, answer.text
     found: dict[str, Any] = answer.json()
-    return found
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + SOON_S
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(POLL_S)
     return found
 
 

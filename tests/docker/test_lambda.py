@@ -11,7 +11,7 @@ import pytest
 
 from tests import lambdas
 from tests.lambdas import KEY, KEY_NAME, client, create, failure, invoke, zipped
-from tests.live import Live, serve
+from tests.live import Live, serve, until
 
 INSTANCE = f"test-docker-lambda-{os.getpid()}"
 NOISE = os.urandom(12 << 20).hex()  # a zip makes it about half as long
@@ -94,5 +94,5 @@ def test_a_crash_leaves_no_container_of_a_function(real_engine: None, state_dir:
         live.process.wait()
     assert len(containers.list(filters=label)) == 1
     with serve(state_dir, instance=instance, engine="docker", **settings) as live:
-        lambdas.until(lambda: containers.list(all=True, filters=label) == [])
+        until(lambda: containers.list(all=True, filters=label) == [])
         assert invoke(client(live.url), "f")["calls"] == 1

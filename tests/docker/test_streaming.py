@@ -12,8 +12,8 @@ import docker
 import httpx
 import pytest
 
-from tests.docker.test_adoption import next_life, ours, until
-from tests.live import Live, serve
+from tests.docker.test_adoption import next_life, ours
+from tests.live import Live, serve, until
 
 UID_BASE = "110000"
 ASYNC = {"Prefer": "respond-async"}

@@ -1,7 +1,7 @@
 """The HTTP doors of a live service on the local engine: what they answer, and how they refuse."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, get_args
@@ -15,7 +15,7 @@ from orchestrator import errors, models
 from orchestrator.egress.policy import REASONS as EGRESS_REASONS
 from orchestrator.egress.policy import Decision
 from orchestrator.metrics import REFUSE_REASONS, REMOVE_REASONS, Metrics
-from tests.live import Live, free_port, serve, start
+from tests.live import Live, free_port, serve, start, until
 
 JSON = {"Content-Type": "application/json"}
 PROBLEM = "application/problem+json"
@@ -42,14 +42,6 @@ def table(local_service: Live) -> Iterator[None]:
     local_service.client.delete("/v1/sessions/table")
     assert "request_failed" not in local_service.log
     assert "reconcile_failed" not in local_service.log
-
-
-@pytest.fixture
-def session(client: httpx.Client) -> Iterator[str]:
-    """A session of the test's own; yields its path."""
-    path = client.post("/v1/sessions", json={}).headers["Location"]
-    yield path
-    client.delete(path)
 
 
 def refusal(answer: httpx.Response, status: int, code: str) -> str:
@@ -374,14 +366,6 @@ def test_a_running_execution_is_seen_and_cancelled(client: httpx.Client, session
         assert answer.result().json()["outcome"] == "cancelled"
         assert client.get(path).json()["outcome"] == "cancelled"
         assert client.delete(path).status_code == 204
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Look until something is there."""
-    for _ in range(2000):
-        if found := look():
-            return found
-    raise AssertionError("it never came")
 
 
 def test_ending_a_session_ends_what_runs_in_it(client: httpx.Client) -> None:

@@ -1,7 +1,7 @@
 """Executions that nobody waits for: asynchronous ones, those in the background, and how they are cancelled."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.live import Live, open_folder, serve
+from tests.live import Live, open_folder, serve, until
 
 ASYNC = {"Prefer": "respond-async"}
 SOON_S = 10.0
@@ -41,20 +41,9 @@ def client(live: Live) -> httpx.Client:
 
 
 @pytest.fixture
-def session(client: httpx.Client) -> Iterator[str]:
-    """A session of the test's own; yields the path of its executions."""
-    path = client.post("/v1/sessions", json={}).headers["Location"]
-    yield f"{path}/executions"
-    client.delete(path)
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + SOON_S
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(0.01)
-    return found
+def session(session: str) -> str:
+    """A session of the test's own, as the path of its executions."""
+    return f"{session}/executions"
 
 
 def begin(client: httpx.Client, session: str, body: dict[str, Any], **headers: str) -> str:

@@ -11,7 +11,8 @@ import pytest
 
 from orchestrator import errors
 from orchestrator.sdk import SandboxClient, SyncSandboxClient
-from tests.contexts import Ctx, has_ipython, main_of, running, until
+from tests.contexts import Ctx, has_ipython, main_of, running
+from tests.live import until
 
 pytestmark = pytest.mark.skipif(not has_ipython(), reason="/usr/bin/python3 has no IPython: install python3-ipython")
 INTERRUPTED = "The cell was interrupted; the context lives, its variables are kept"
@@ -348,7 +349,7 @@ def test_cells_run_one_after_the_other_in_order_of_arrival_while_others_run_besi
         waiting = []
         for number in range(1, 6):
             waiting.append(pool.submit(fresh.run, f"order.append({number})"))
-            until(lambda wanted=number: len(running(fresh)) == wanted + 1)
+            until(lambda: len(running(fresh)) == number + 1)  # noqa: B023 - called here
         cancelled = running(fresh)[3]
         fresh.client.delete(f"{fresh.session}/executions/{cancelled}")
         until(lambda: len(running(fresh)) == 5)

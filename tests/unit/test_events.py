@@ -2,8 +2,7 @@
 
 import json
 import socket
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -17,7 +16,7 @@ from hypothesis import strategies as st
 from orchestrator.events import Reader
 from orchestrator.executions import Note, Record, text_of
 from orchestrator.models import Stream
-from tests.live import Live, open_folder, serve
+from tests.live import Live, open_folder, serve, until
 
 EVENTS = {"Accept": "text/event-stream"}
 ASYNC = {"Prefer": "respond-async"}
@@ -200,20 +199,9 @@ def client(live: Live) -> httpx.Client:
 
 
 @pytest.fixture
-def session(client: httpx.Client) -> Iterator[str]:
-    """A session of the test's own; yields the path of its executions."""
-    path = client.post("/v1/sessions", json={}).headers["Location"]
-    yield f"{path}/executions"
-    client.delete(path)
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + SOON_S
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(0.01)
-    return found
+def session(session: str) -> str:
+    """A session of the test's own, as the path of its executions."""
+    return f"{session}/executions"
 
 
 class Following:

@@ -1,8 +1,7 @@
 """JavaScript on the local engine, where the host has node; the image's node is tested in tests/docker."""
 
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,8 @@ from orchestrator.frames import Support
 from orchestrator.languages import check
 from orchestrator.models import ExecutionRequest
 from tests.javascript import ROWS, WRITE_FILES, Row, assert_row
-from tests.live import serve
+from tests.live import serve, until
 
-SOON_S = 20.0
 HAS_NODE = shutil.which("node", path=languages.PATH) is not None
 needs_node = pytest.mark.skipif(not HAS_NODE, reason="this host has no node in /usr")
 
@@ -73,13 +71,6 @@ def waiting_nodes(pid: int) -> int:
             for child in task.read_text().split():
                 found += Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"node\0") + waiting_nodes(int(child))
     return found
-
-
-def until(look: Callable[[], bool]) -> None:
-    end_at = time.monotonic() + SOON_S
-    while not look():
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(0.02)
 
 
 @needs_node

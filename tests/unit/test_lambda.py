@@ -19,8 +19,8 @@ from botocore.exceptions import ClientError
 
 from languages import PATH
 from tests import lambdas
-from tests.lambdas import KEY, KEY_NAME, ROLE, client, create, entries, failure, invoke, until, zipped
-from tests.live import Live, serve
+from tests.lambdas import KEY, KEY_NAME, ROLE, client, create, entries, failure, invoke, zipped
+from tests.live import Live, serve, until
 
 CONTAINERS = 3
 MORE = {"api_keys": f"{KEY_NAME}:{KEY}", "uid_base": "160200", "function_containers": str(CONTAINERS)}

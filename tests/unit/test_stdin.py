@@ -1,16 +1,14 @@
 """The stdin of a running execution: what is sent to it, and what it cannot take."""
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
 import pytest
 
-from tests.live import Live, open_folder, serve
+from tests.live import Live, open_folder, serve, until
 
 ASYNC = {"Prefer": "respond-async"}
-SOON_S = 10.0
 MIB = 1 << 20
 # Tells at once what it reads.
 ECHO = "import sys\nfor line in sys.stdin: print(f'<{line.strip()}>', flush=True)\nprint('end')"
@@ -28,20 +26,9 @@ def client(live: Live) -> httpx.Client:
 
 
 @pytest.fixture
-def session(client: httpx.Client) -> Iterator[str]:
-    """A session of the test's own; yields the path of its executions."""
-    path = client.post("/v1/sessions", json={}).headers["Location"]
-    yield f"{path}/executions"
-    client.delete(path)
-
-
-def until(look: Callable[[], Any]) -> Any:
-    """Look until something is there."""
-    end_at = time.monotonic() + SOON_S
-    while not (found := look()):
-        assert time.monotonic() < end_at, "it never came"
-        time.sleep(0.01)
-    return found
+def session(session: str) -> str:
+    """A session of the test's own, as the path of its executions."""
+    return f"{session}/executions"
 
 
 def begin(client: httpx.Client, session: str, **body: Any) -> str:
