@@ -43,6 +43,7 @@ from orchestrator.session import HISTORY, Kept, Session
 from orchestrator.sessions import Sessions
 from orchestrator.settings import Settings
 from tests.fake_engine import FakeEngine, Played, Stage
+from tests.unit.test_reconciler import settle, until
 
 SOON_S = 10.0
 NEVER_S = 1000.0
@@ -50,19 +51,6 @@ SPEC = Spec(
     name="c", image="i", uid=50000, cpus=1, memory_bytes=1, workspace_bytes=1, scratch_bytes=1, labels={}, runtime=None
 )
 KEPT = Kept(source="warm", env={"A": "b"}, metadata={"team": "a"}, age_s=100.0, expires_in_s=500.0, idle_timeout_s=60.0)
-
-
-async def until(condition: Callable[[], Any]) -> None:
-    """Wait until it holds."""
-    async with asyncio.timeout(SOON_S):
-        while not condition():
-            await asyncio.sleep(0.001)
-
-
-async def settle() -> None:
-    """Let everything that is due now happen."""
-    for _ in range(50):
-        await asyncio.sleep(0)
 
 
 def new_container() -> Container:

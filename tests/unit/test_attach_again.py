@@ -72,9 +72,7 @@ async def test_an_execution_goes_on_over_a_broken_stream_and_nothing_of_it_is_lo
     async with house_of().running() as house:
         session = await house.create("s")
         agent = house.agent(session)
-        agent.holding = True
-        running = house.execute("s")
-        await until(lambda: agent.executed)
+        running = await house.begin(session)
         (eid,) = agent.executed
         agent.output(eid, b"one ")
         await until(lambda: stdout_of(house) == "one ")
@@ -96,9 +94,7 @@ async def test_what_ended_while_the_stream_was_broken_has_its_result() -> None:
     async with house_of().running() as house:
         session = await house.create("s")
         agent = house.agent(session)
-        agent.holding = True
-        running = house.execute("s")
-        await until(lambda: agent.executed)
+        running = await house.begin(session)
         agent.cut()
         agent.output(agent.executed[0], b"all of it")
         agent.finish(agent.executed[0], "error", 3)
@@ -163,9 +159,7 @@ async def test_a_cancel_that_comes_while_the_stream_is_broken_is_said_afterwards
     async with house_of().running() as house:
         session = await house.create("s")
         agent = house.agent(session)
-        agent.holding = True
-        running = house.execute("s")
-        await until(lambda: agent.executed)
+        running = await house.begin(session)
         be_away(house.engine)
         agent.cut()
         house.sessions.cancel("s", agent.executed[0])
@@ -212,9 +206,7 @@ async def test_text_for_stdin_is_refused_while_a_stream_is_broken_and_never_sent
     async with house_of().running() as house:
         session = await house.create("s")
         agent = house.agent(session)
-        agent.holding = True
-        running = house.execute("s")
-        await until(lambda: agent.executed)
+        running = await house.begin(session)
         (eid,) = agent.executed
         assert await session.container.feed(eid, b"one", close=False) == "taken"
         agent.mute = True
@@ -275,9 +267,7 @@ async def test_a_container_that_is_gone_is_lost_at_once_with_its_session_and_exe
     async with house_of().running() as house:
         session = await house.create("s")
         agent = house.agent(session)
-        agent.holding = True
-        running = house.execute("s")
-        await until(lambda: agent.executed)
+        running = await house.begin(session)
         agent.vanish("the attached stream ended: killed")
         execution = await running
         assert execution.outcome == "lost"
@@ -410,9 +400,7 @@ async def test_a_result_may_be_late_by_as_long_as_the_engine_passed_nothing_on()
     async with house_of(grace_seconds=0.02).running() as house:
         session = await house.create("s")
         agent = house.agent(session)
-        agent.holding = True
-        running = house.execute("s", timeout_s=0.01)
-        await until(lambda: agent.executed)
+        running = await house.begin(session, timeout_s=0.01)
         end = silence(house)
         house.look()
         await settle()
@@ -427,9 +415,7 @@ async def test_patience_with_a_silent_engine_has_an_end(monkeypatch: pytest.Monk
     monkeypatch.setattr(observer, "PATIENCE_S", 0.2)
     async with house_of(grace_seconds=0.02).running() as house:
         session = await house.create("s")
-        house.agent(session).holding = True
-        running = house.execute("s", timeout_s=0.01)
-        await until(lambda: house.agent(session).executed)
+        running = await house.begin(session, timeout_s=0.01)
         silence(house)
         assert (await running).outcome == "lost"
 

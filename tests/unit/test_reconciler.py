@@ -107,6 +107,14 @@ class House:
         request = ExecutionRequest(**(what | {"timeout_s": 100.0} | fields))
         return asyncio.create_task(self.sessions.execute(sid, request))
 
+    async def begin(self, session: Session, **fields: Any) -> asyncio.Task[Execution]:
+        """Begin an execution; its agent has it, and holds it."""
+        agent = self.agent(session)
+        agent.holding = True
+        running = self.execute(session.id, **fields)
+        await until(lambda: agent.executed)
+        return running
+
     async def until_full(self) -> None:
         await until(lambda: len(self.pool.ready) == self.settings.pool_size)
 
@@ -620,9 +628,7 @@ async def test_a_session_ends_with_its_container_and_says_so() -> None:
     async with House().running() as house:
         session = await house.create("s")
         house.stage.holding = True
-        house.agent(session).holding = True
-        running = house.execute("s")
-        await until(lambda: house.agent(session).executed)
+        running = await house.begin(session)
         house.agent(session).vanish("the attached stream ended")
         execution = await running
         assert (execution.outcome, execution.exit_code) == ("lost", None)
@@ -644,9 +650,7 @@ async def test_a_session_ends_with_its_container_and_says_so() -> None:
 async def test_an_agent_without_a_heartbeat_is_lost_with_its_session_and_execution() -> None:
     async with House(heartbeat_seconds=0.02, heartbeat_misses=2).running() as house:
         session = await house.create("s")
-        house.agent(session).holding = True
-        running = house.execute("s")
-        await until(lambda: house.agent(session).executed)
+        running = await house.begin(session)
         house.agent(session).mute = True
         assert (await running).outcome == "lost"
         await until(lambda: "s" not in house.sessions.held)
@@ -673,9 +677,7 @@ async def test_heartbeats_go_on_while_containers_are_being_removed() -> None:
 async def test_a_session_ends_by_time_but_never_under_a_running_execution(fields: dict[str, Any], reason: str) -> None:
     async with House(reconcile_seconds=0.01).running() as house:
         session = await house.create("s", **fields)
-        house.agent(session).holding = True
-        running = house.execute("s")
-        await until(lambda: house.agent(session).executed)
+        running = await house.begin(session)
         quiet_until = min(session.expires, session.used + session.idle_timeout_s)
         await until(lambda: time.monotonic() > quiet_until + 0.05)
         looks = house.metrics.value("sandbox_reconcile_seconds_count", result="ok")
@@ -873,9 +875,7 @@ async def test_draining_admits_nothing_new_and_lets_what_runs_finish() -> None:
     async with House().running() as house:
         session = await house.create("s")
         agent = house.agent(session)
-        agent.holding = True
-        running = house.execute("s")
-        await until(lambda: agent.executed)
+        running = await house.begin(session)
         draining = asyncio.create_task(house.sessions.drain(SOON_S))
         await settle()
         with pytest.raises(Unavailable, match="ending"):
@@ -895,9 +895,7 @@ async def test_draining_admits_nothing_new_and_lets_what_runs_finish() -> None:
 async def test_draining_ends_what_does_not_finish_in_time() -> None:
     async with House().running() as house:
         session = await house.create("s")
-        house.agent(session).holding = True
-        running = house.execute("s")
-        await until(lambda: house.agent(session).executed)
+        running = await house.begin(session)
         await house.sessions.drain(0.05)
         assert (await running).outcome == "cancelled"
         assert house.sessions.held == {}
