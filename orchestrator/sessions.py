@@ -163,8 +163,9 @@ class Sessions:
 
     def end(self, session: Session, reason: EndReason) -> None:
         """End a session; its container is destroyed. A session that has ended already is left alone."""
-        if self.held.pop(session.id, None) is None:
+        if self.held.get(session.id) is not session:  # its id may be another's by now
             return
+        del self.held[session.id]
         self._ended[session.id] = reason
         if len(self._ended) > ENDED:
             self._ended.popitem(last=False)

@@ -718,6 +718,16 @@ async def test_a_session_that_the_client_ended_is_unknown_and_its_id_free() -> N
         assert (await house.create("s")).id == "s"
 
 
+async def test_who_ends_a_session_that_has_ended_leaves_the_one_that_has_its_id_now() -> None:
+    async with House().running() as house:
+        old = await house.create("s")
+        house.sessions.end(old, "closed")
+        new = await house.create("s")
+        house.sessions.end(old, "closed")
+        assert house.sessions.get("s") is new
+        assert house.metrics.value("sandbox_sessions_ended_total", template="python", reason="closed") == 1
+
+
 async def test_a_new_session_is_not_mistaken_for_the_one_that_had_its_id() -> None:
     """The old one's container is gone from the engine's list, which was asked for before the new one began."""
     async with House().running() as house:
