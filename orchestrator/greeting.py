@@ -11,7 +11,9 @@ from orchestrator.errors import ContainerLost, EngineError, SandboxError, Unavai
 
 AGENT_VERSION = 12
 UNFIT = "The agent in the image does not fit this orchestrator: build the image anew"
-HELLO_BYTES = 1 << 20  # of a hello in parts: what a session keeps, and all that its executions and contexts say
+# Of a hello in parts: a session keeps 60 kB, escaped three times that; at the highest settings a thousand executions wait in it,
+# with a note of up to 1 kB each.
+HELLO_BYTES = 4 << 20
 BIND_S = 5.0  # an agent that takes longer has no CPU, or the engine passes nothing on
 
 

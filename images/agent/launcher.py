@@ -228,7 +228,8 @@ class Launcher:
         """
         nice = os.getpriority(os.PRIO_PROCESS, 0) + NICE
         for thread in os.listdir(f"/proc/{self._program_pid}/task"):
-            os.setpriority(os.PRIO_PROCESS, int(thread), nice)
+            with suppress(ProcessLookupError):  # a thread of node's that has just ended
+                os.setpriority(os.PRIO_PROCESS, int(thread), nice)
 
     # --- end
 

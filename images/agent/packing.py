@@ -53,7 +53,8 @@ def add(tar: tarfile.TarFile, place: str, root: str) -> None:
 def unpack(path: str, limit: int, staged: str) -> dict[str, int]:
     """Unpack the tar on stdin, plain or compressed, below a directory: all of it, or nothing.
 
-    `staged` names the directory where it lies until it is whole; who kills us removes that. Refusal for what it may not hold; OSError when it holds more than `limit` bytes.
+    `staged` names the directory where it lies until it is whole; who kills us removes that. Refusal for what it may not hold;
+    OSError when it holds more than `limit` bytes.
     """
     root = os.path.join(WORKSPACE, path)
     staged = os.path.join(WORKSPACE, staged)

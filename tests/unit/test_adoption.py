@@ -32,7 +32,7 @@ from orchestrator.errors import (
 )
 from orchestrator.executions import Installation, Record
 from orchestrator.frames import LINE_LIMIT, AnyAgentFrame, Result
-from orchestrator.greeting import AGENT_VERSION
+from orchestrator.greeting import AGENT_VERSION, HELLO_BYTES
 from orchestrator.metrics import Metrics
 from orchestrator.models import AllowedHost, Execution, ExecutionRequest, NetworkRules, SessionPatch, SessionRequest
 from orchestrator.pool import Pool
@@ -280,7 +280,7 @@ def say_in_parts(agent: Played, hello: frames.Frame, *, mark_last: bool = True) 
 
 def say_without_end(agent: Played, hello: frames.Frame) -> None:
     """Send parts of a hello that is longer than any."""
-    for _ in range(40):
+    for _ in range(HELLO_BYTES // (1 << 15) + 1):
         say_in_parts(agent, hello | {"x": "y" * (1 << 15)}, mark_last=False)
 
 
